@@ -1,0 +1,1 @@
+"""Tri-mode decoding of Nemotron-Labs-Diffusion checkpoints. Importing this package loads no backend."""

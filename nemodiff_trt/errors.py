@@ -1,0 +1,39 @@
+"""Errors a user can act on. The command line maps `InvalidInputError` to exit 2 and every other `NemodiffError` to exit 1."""
+
+from __future__ import annotations
+
+
+class NemodiffError(Exception):
+    """Base of every error raised on purpose by this project."""
+
+
+class InvalidInputError(NemodiffError, ValueError):
+    """One field of the input is not usable.
+
+    Args:
+        field: name of the option, file or tensor as the user wrote it.
+        value: what was given.
+        allowed: what would have been accepted.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: got {value!r}, allowed: {allowed}")
+
+
+class CheckpointError(InvalidInputError):
+    """A checkpoint file, tensor or configuration field does not match the published layout."""
+
+
+class BundleError(NemodiffError):
+    """A bundle is missing, incomplete, altered or made for something else."""
+
+
+class PassError(NemodiffError):
+    """A graph pass fired another number of times than its pipeline expects."""
+
+
+class LoweringError(NemodiffError):
+    """A graph holds a node the target has no converter for."""

@@ -1,0 +1,5 @@
+"""The eager model. Importing this package loads torch and registers the operators."""
+
+from nemodiff_trt.model.decoder import LowRankAdapter as LowRankAdapter
+from nemodiff_trt.model.decoder import TriModeDecoder as TriModeDecoder
+from nemodiff_trt.model.rotary_tables import build_rotary_tables as build_rotary_tables

@@ -1,0 +1,1 @@
+from nemodiff_trt.plugins.attention.reference import attention as attention, attention_reference as attention_reference

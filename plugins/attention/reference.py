@@ -1,0 +1,52 @@
+"""`nemodiff::attention`: grouped-query attention of a step over a linear cache that already holds the step's keys and values.
+
+Equals ONNX `Attention` (opset 24) with `nonpad_kv_seqlen = cache_length + S`: every sequence attends to its own first
+`cache_length + S` slots, causally aligned lower-right or without a mask. The scale is 1/sqrt(D).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def attention_reference(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool
+) -> Tensor:
+    """Attend `query` [B,S,H*D] to the caches [B,G,K,D].
+
+    Args:
+        query: rotated queries.
+        key_cache: keys, the step's own included.
+        value_cache: values, the step's own included.
+        cache_length: int64 [B], tokens that were valid before the step.
+        num_heads: H.
+        causal: token s sees slots 0 .. cache_length + s; otherwise every token sees 0 .. cache_length + S - 1.
+
+    Returns:
+        [B,S,H*D] in the dtype of `query`.
+    """
+    batch, step, width = query.shape
+    heads = query.view(batch, step, num_heads, width // num_heads).transpose(1, 2)
+    used = int(cache_length.max()) + step
+    slots = torch.arange(used, device=query.device)
+    reach = torch.arange(step, device=query.device) if causal else torch.full((step,), step - 1, device=query.device)
+    # [B,1,S,used]: broadcast over heads.
+    visible = slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
+    mixed = functional.scaled_dot_product_attention(
+        heads, key_cache[:, :, :used], value_cache[:, :, :used], attn_mask=visible, enable_gqa=True
+    )
+    return mixed.transpose(1, 2).reshape(batch, step, width)
+
+
+@torch.library.custom_op("nemodiff::attention", mutates_args=())
+def attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool
+) -> Tensor:
+    return attention_reference(query, key_cache, value_cache, cache_length, num_heads, causal)
+
+
+@attention.register_fake
+def _(query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool) -> Tensor:
+    return torch.empty_like(query)

@@ -1,0 +1,1 @@
+from nemodiff_trt.plugins.cache_update.reference import cache_update as cache_update, cache_update_reference as cache_update_reference

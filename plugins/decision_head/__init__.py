@@ -1,0 +1,1 @@
+from nemodiff_trt.plugins.decision_head.reference import decision_head as decision_head, decision_head_reference as decision_head_reference

@@ -1,0 +1,35 @@
+"""`nemodiff::decision_head`: which token, and how sure, for every row of logits.
+
+The mask id is left out of the argmax and kept in the softmax denominator (DESIGN section 4); ties go to the lowest id.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def decision_head_reference(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
+    """Token int64 [B,S] and its probability fp32 [B,S] from `logits` [B,S,V].
+
+    The probability is softmax over the full vocabulary, computed in fp32 (fp64 for fp64 logits) and returned in fp32.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    candidates = wide.clone()
+    candidates[..., mask_token_id] = -torch.inf
+    token = candidates.argmax(-1)
+    best = candidates.gather(-1, token[..., None])[..., 0]
+    return token, torch.exp(best - wide.logsumexp(-1)).to(torch.float32)
+
+
+@torch.library.custom_op("nemodiff::decision_head", mutates_args=())
+def decision_head(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
+    return decision_head_reference(logits, mask_token_id)
+
+
+@decision_head.register_fake
+def _(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device),
+        torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device),
+    )

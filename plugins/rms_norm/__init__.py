@@ -1,0 +1,1 @@
+from nemodiff_trt.plugins.rms_norm.reference import rms_norm as rms_norm, rms_norm_reference as rms_norm_reference

@@ -1,0 +1,1 @@
+from nemodiff_trt.plugins.step_positions.reference import step_positions as step_positions, step_positions_reference as step_positions_reference
