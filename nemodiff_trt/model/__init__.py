@@ -1,4 +1,4 @@
-"""The eager model. Importing this package loads torch and registers the operators."""
+"""The eager model. Importing this package loads torch; building a decoder registers the operators."""
 
 from nemodiff_trt.model.decoder import LowRankAdapter as LowRankAdapter
 from nemodiff_trt.model.decoder import TriModeDecoder as TriModeDecoder

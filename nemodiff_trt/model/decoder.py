@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import nemodiff_trt.plugins  # noqa: F401  registers torch.ops.nemodiff
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.model.rotary_tables import build_rotary_tables
 
@@ -132,6 +131,9 @@ class TriModeDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
         """Random weights; `max_positions` rows of rotary tables, at least the cache capacity K."""
+        # Registers torch.ops.nemodiff. Not at module level: the core imports no sibling package, and `ops` resolves when first used.
+        import nemodiff_trt.plugins  # noqa: F401, PLC0415
+
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
