@@ -1,0 +1,62 @@
+"""One differentiable forward over clean and noisy streams with the decoder's own weights: no cache, any visibility mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nemodiff_trt.model import TriModeDecoder
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotation of `x` [B,N,T,D] by tables [B,1,T,D/2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _attend(attention: nn.Module, x: Tensor, tables: tuple[Tensor, ...], visible: Tensor, use_adapter: Tensor | None) -> Tensor:
+    batch, length, _ = x.shape
+    num_heads, num_kv_heads = attention.num_heads, attention.num_kv_heads
+
+    def split(t: Tensor, count: int) -> Tensor:
+        return t.view(batch, length, count, -1).transpose(1, 2)
+
+    query = _rotate(split(attention.q_proj(x), num_heads), tables[0], tables[1])
+    key = _rotate(split(attention.k_proj(x), num_kv_heads), tables[2], tables[3])
+    value = split(attention.v_proj(x), num_kv_heads)
+    # Expanded heads keep the fused CPU kernel, which has no grouped form under autograd.
+    key, value = (t.repeat_interleave(num_heads // num_kv_heads, dim=1) for t in (key, value))
+    mixed = functional.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), attn_mask=visible)
+    mixed = mixed.transpose(1, 2).reshape(batch, length, -1)
+    output: Tensor = attention.o_proj(mixed)
+    if use_adapter is not None:
+        output = output + attention.adapter(mixed) * use_adapter
+    return output
+
+
+def hidden_states(
+    decoder: TriModeDecoder, ids: Tensor, positions: Tensor, visible: Tensor, use_adapter: Tensor | None = None
+) -> Tensor:
+    """Final normalised hidden states [B,T,hidden].
+
+    Args:
+        decoder: its parameters are used as they are; gradients flow into those that ask for them.
+        ids: int64 [B,T].
+        positions: int64 [B,T], rotary position of each token.
+        visible: bool [B,T,T], query sees key.
+        use_adapter: float [B,T,1], 1 where the draft adapter applies; None leaves it out everywhere.
+    """
+    norm: Callable[[Tensor, nn.Module], Tensor] = lambda x, m: functional.rms_norm(x, m.weight.shape, m.weight, m.eps)  # noqa: E731
+    x = decoder.encoder.embed_tokens(ids)
+    tables = tuple(
+        table[positions][:, None] for table in (decoder.query_cos, decoder.query_sin, decoder.key_cos, decoder.key_sin)
+    )
+    bias = torch.zeros(visible.shape, dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+    bias = bias.masked_fill_(~visible, -torch.inf)[:, None]
+    for layer in decoder.encoder.layers:
+        x = x + _attend(layer.self_attn, norm(x, layer.input_layernorm), tables, bias, use_adapter)
+        x = x + layer.mlp(norm(x, layer.post_attention_layernorm))
+    return norm(x, decoder.encoder.norm)
