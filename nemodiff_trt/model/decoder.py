@@ -6,6 +6,8 @@ holds one node per operation and no view or symbolic-size arithmetic. Axis lette
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -86,6 +88,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind its norm and added to the residual."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -131,28 +135,37 @@ class TriModeDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
         """Random weights; `max_positions` rows of rotary tables, at least the cache capacity K."""
-        # Registers torch.ops.nemodiff. Not at module level: the core imports no sibling package, and `ops` resolves when first used.
-        import nemodiff_trt.plugins  # noqa: F401, PLC0415
+        # Registers torch.ops.nemodiff. Not at module level: the core imports no sibling, and `ops` resolves when first used.
+        import nemodiff_trt.plugins  # noqa: F401
 
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        tables = build_rotary_tables(config.rope_parameters, config.head_dim, max_positions, torch.get_default_dtype())
+        self.set_rotary_tables(max_positions, torch.get_default_dtype())
+
+    def set_rotary_tables(self, max_positions: int, dtype: torch.dtype) -> None:
+        """Compute the tables (again), on the current default device: a decoder made on `meta` needs real ones to run."""
+        tables = build_rotary_tables(self.config.rope_parameters, self.config.head_dim, max_positions, dtype)
         for name in ("query_cos", "query_sin", "key_cos", "key_sin"):
             self.register_buffer(name, getattr(tables, name), persistent=False)
 
     def attach_adapter(self, rank: int, scale: float) -> None:
         """Give every o_proj a zero low-rank branch; fill it through `load_state_dict` or training."""
-        for layer in self.encoder.layers:
+        for layer in self.decoder_layers:
             attention = layer.self_attn
             weight = attention.o_proj.weight
             adapter = LowRankAdapter(weight.shape[1], weight.shape[0], rank, scale)
             attention.adapter = adapter.to(device=weight.device, dtype=weight.dtype)
 
     @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers with their own type, which `nn.ModuleList` hides."""
+        return [cast(DecoderLayer, layer) for layer in self.encoder.layers]
+
+    @property
     def has_adapter(self) -> bool:
-        return self.encoder.layers[0].self_attn.adapter is not None
+        return self.decoder_layers[0].self_attn.adapter is not None
 
     def forward(
         self,
@@ -179,7 +192,7 @@ class TriModeDecoder(nn.Module):
         step = Step(self, input_ids, cache_length, causal, use_adapter)
         x = self.encoder.embed_tokens(input_ids)
         present_keys, present_values = [], []
-        for layer, past_key, past_value in zip(self.encoder.layers, past_keys, past_values, strict=True):
+        for layer, past_key, past_value in zip(self.decoder_layers, past_keys, past_values, strict=True):
             x, present_key, present_value = layer(x, step, past_key, past_value)
             present_keys.append(present_key)
             present_values.append(present_value)

@@ -45,7 +45,7 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int) -> Tensor:
 
 def query_scale(rope: RopeParameters, positions: Tensor) -> Tensor:
     """Factor on the rotated query at each absolute position, float64, exactly 1.0 below the original context."""
-    if rope.rope_type == "default" or rope.llama_4_scaling_beta == 0:
+    if rope.llama_4_scaling_beta == 0:
         return torch.ones_like(positions, dtype=torch.float64)
     periods = torch.div(positions, rope.original_max_position_embeddings, rounding_mode="floor").to(torch.float64)
     return 1 + rope.llama_4_scaling_beta * torch.log1p(periods)
