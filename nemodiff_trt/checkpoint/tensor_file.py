@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ def _parse_entry(file_name: str, name: str, raw: Any, data_start: int) -> Tensor
     return TensorEntry(dtype, tuple(shape), data_start + start, data_start + end)
 
 
-def _is_counts(value: object) -> bool:
+def _is_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
