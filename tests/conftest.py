@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import random_checkpoint, tiny_config
 
 from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.config import ModelConfig
+from support.checkpoints import random_checkpoint, tiny_config
 
-# Seconds one unmarked test of a folder below tests/ may take on a busy two-core machine; "." is this folder itself. A new folder
-# needs an entry. Tests marked slow or gpu may take SLOW_TIMEOUT_S.
+# Seconds one unmarked test of a folder below tests/ may take on a busy two-core machine; "." is this folder itself. A new
+# folder needs an entry. Tests marked slow or gpu may take SLOW_TIMEOUT_S.
 FOLDER_TIMEOUTS_S = {
     ".": 120,
     "build_engines": 120,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import tiny_config
 
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import CheckpointError, InvalidInputError, NemodiffError
+from support.checkpoints import tiny_config
 
 # Published configuration of the 8B model (fields that this project reads or checks, and two that it ignores).
 PUBLISHED_8B: dict[str, Any] = {
