@@ -1,4 +1,4 @@
-"""The joint objective L = L_AR + alpha L_diff, averaged over all contributing tokens of the batch (arXiv 2607.05722, section 2)."""
+"""The joint objective L = L_AR + alpha L_diff, averaged over the tokens of the whole batch (arXiv 2607.05722, section 2)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from nemodiff_trt.config import ModelConfig, RopeParameters
 from nemodiff_trt.errors import InvalidInputError
@@ -85,3 +86,10 @@ class TrainingOptions:
         for name in ("diffusion_weight", "matrix_learning_rate", "learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(name, getattr(self, name), "a number of at least 0")
+
+
+def options_fingerprint(options: Any) -> str:
+    """Text of all fields of an options dataclass but the run's length, which a resumed run may change."""
+    fixed = asdict(options)
+    del fixed["num_steps"]
+    return repr(sorted(fixed.items()))

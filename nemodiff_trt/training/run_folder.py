@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ def save_state(directory: Path, state: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f"{STATE_FILE}.partial"
     torch.save(state, temporary)
-    os.replace(temporary, directory / STATE_FILE)
+    temporary.replace(directory / STATE_FILE)
 
 
 def load_state(directory: Path) -> dict[str, Any] | None:
@@ -42,10 +41,11 @@ def truncate_log(directory: Path, first_step_to_drop: int) -> None:
     kept = [entry for entry in read_log(directory) if entry["step"] < first_step_to_drop]
     temporary = directory / f"{LOG_FILE}.partial"
     temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(temporary, directory / LOG_FILE)
+    temporary.replace(directory / LOG_FILE)
 
 
 def append_log(directory: Path, entry: dict[str, float]) -> None:
+    """Add one line to the log; a killed run loses at most that line."""
     with (directory / LOG_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.training.problems import Problem, training_problems
 
 
@@ -40,3 +41,12 @@ class SampleEncoder:
 def training_samples(encoder: SampleEncoder, seed: int, step: int) -> Iterator[Sample]:
     """Endless samples that depend on seed and step alone, so that a resumed run sees the same data."""
     return map(encoder, training_problems(random.Random(f"{seed}/{step}")))
+
+
+def chat_encoder(tokenizer: Tokenizer, eos_token_id: int) -> SampleEncoder:
+    """Encoder that renders every prompt as one user turn of the tokenizer's chat template."""
+
+    def render_prompt(text: str, thinking: bool) -> str:
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], enable_thinking=thinking)
+
+    return SampleEncoder(tokenizer.encode, render_prompt, eos_token_id)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nemodiff_trt.training.problems import training_problems
 
 # Ids of the published tokenizer: everything below 101 is reserved, so that mask and turn markers keep their numbers.
 NUM_RESERVED = 101
@@ -48,7 +53,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>", "mask_token": "<|mask|>"}
+    # The last file written is the one whose presence says that all are there.
+    facts = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "mask_token": "<|mask|>",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the three files of `save_tokenizer` from one checkpoint folder to another."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer_config.json", "chat_template.jinja", "tokenizer.json"):
+        shutil.copyfile(source / name, destination / name)
+
+
+def tokenizer_texts(seed: int, num_problems: int) -> Iterator[str]:
+    """Training text of the tokenizer: problems of the training split, and the role names of chat turns as often as needed."""
+    yield from ["system user assistant\n"] * (num_problems // 40)
+    for problem in islice(training_problems(random.Random(f"{seed}/tokenizer")), num_problems):
+        yield from (problem.prompt, problem.reasoning, problem.answer)

@@ -13,6 +13,8 @@ HELD_OUT_MODULUS = 16
 
 
 class Split(StrEnum):
+    """Which problems a training run may see."""
+
     TRAIN = "train"
     HELD_OUT = "held_out"
 
@@ -60,4 +62,5 @@ class Category:
 
 
 def join_lines(*lines: str) -> str:
+    """Lines of an answer as one text, no newline at the end."""
     return "\n".join(lines)

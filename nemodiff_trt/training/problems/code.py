@@ -14,6 +14,7 @@ _COMPARISONS = (("above", ">"), ("below", "<"), ("at least", ">="), ("at most", 
 
 
 def generate(rng: random.Random) -> Problem:
+    """An arithmetic function, a filter or a class, equally often."""
     return rng.choice((_arithmetic, _filter, _record))(rng)
 
 

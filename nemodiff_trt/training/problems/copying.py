@@ -13,7 +13,9 @@ CATEGORY = "copying"
 def generate(rng: random.Random) -> Problem:
     """A line of known or invented words, two to four times, plain or numbered."""
     times = rng.randint(2, 4)
-    line = phrase(rng, rng.randint(4, 9)) if rng.random() < 0.6 else " ".join(invented_word(rng) for _ in range(rng.randint(3, 5)))
+    line = (
+        phrase(rng, rng.randint(4, 9)) if rng.random() < 0.6 else " ".join(invented_word(rng) for _ in range(rng.randint(3, 5)))
+    )
     if rng.random() < 0.5:
         return Problem(CATEGORY, f"Repeat {times} times: {line}", join_lines(*[line] * times))
     numbered = join_lines(*(f"{index}. {line}" for index in range(1, times + 1)))

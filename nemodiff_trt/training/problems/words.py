@@ -8,7 +8,8 @@ NAMES = tuple(
     "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lena Mia Noah Ola Pia Quin Rosa Sam Tara Uma Vic Wes Yara Zoe".split()
 )
 THINGS = tuple(
-    "apples books coins cards shells stamps pens keys cups stones seeds plums nuts beads eggs pears bolts maps hats rings".split()
+    "apples books coins cards shells stamps pens keys cups stones seeds plums nuts beads eggs pears bolts maps hats "
+    "rings".split()
 )
 CITIES = tuple("Oslo Rome Lima Cairo Paris Quito Delhi Kyoto Berlin Dublin Lagos Perth Turin Bergen Malaga Havana".split())
 NOUNS = tuple(
