@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,9 @@ def tiny_checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_checkpoint_dir: Path) -> Checkpoint:
     return Checkpoint.open(tiny_checkpoint_dir)
+
+
+@pytest.fixture
+def checkpoint_copy(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint in a folder of its own, to be changed."""
+    return Path(shutil.copytree(tiny_checkpoint_dir, tmp_path / "copy"))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import FIRST_BYTE_ID, MERGES, SPECIAL_IDS, write_tokenizer
 
 from nemodiff_trt.errors import CheckpointError, InvalidInputError
 from nemodiff_trt.tokenizer import IncrementalDecoder, Tokenizer
+from support.checkpoints import FIRST_BYTE_ID, MERGES, SPECIAL_IDS, write_tokenizer
 
 
 @pytest.fixture(scope="module")

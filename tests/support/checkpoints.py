@@ -120,7 +120,6 @@ def write_tokenizer(directory: Path) -> None:
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
         "unk_token": "<unk>",
-        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(content), encoding="utf-8")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Each `nemodiff::` operator keeps the promises torch needs to capture it: schema, fake kernel, dynamic shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemodiff_trt.plugins import OPS
+
+B, S, H, G, D, K, V = 2, 3, 4, 2, 8, 12, 24
+
+
+def arguments(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
+    """Arguments for every operator of the table, for a step of S tokens after 1 and 5 cached ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    length = torch.tensor([1, 5])
+    positions = length[:, None] + torch.arange(S)
+    return {
+        "rms_norm": (rand(B, S, 16), rand(16), 1e-5),
+        "step_positions": (torch.zeros(B, S, dtype=torch.int64), length),
+        "rotary": (rand(B, S, H * D), rand(K, D // 2), rand(K, D // 2), positions, H),
+        "cache_update": (rand(B, G, K, D), rand(B, S, G * D), length),
+        "attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, H, True),
+        "decision_head": (rand(B, S, V), 7),
+    }
+
+
+@pytest.mark.parametrize("name", [op.name for op in OPS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operator_can_be_captured(name: str, dtype: torch.dtype) -> None:
+    torch.library.opcheck(getattr(torch.ops.nemodiff, name).default, arguments(dtype)[name])
+
+
+def test_every_operator_of_the_namespace_is_in_the_table() -> None:
+    registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "nemodiff::" in name}
+    assert registered == {op.name for op in OPS}
+
+
+def test_the_check_can_fail() -> None:
+    with torch.library._scoped_library("nemodiff_test", "FRAGMENT") as library:
+        library.define("double(Tensor x) -> Tensor")
+        library.impl("double", lambda x: x * 2, "CPU")
+        library.impl("double", lambda x: x.new_empty(1), "Meta")
+        with pytest.raises(Exception, match=r"[Ff]ake"):
+            torch.library.opcheck(torch.ops.nemodiff_test.double.default, (torch.ones(3),))
