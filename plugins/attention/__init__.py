@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.attention.reference import attention as attention, attention_reference as attention_reference
+from nemodiff_trt.plugins.attention.reference import attention as attention
+from nemodiff_trt.plugins.attention.reference import attention_reference as attention_reference

@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.cache_update.reference import cache_update as cache_update, cache_update_reference as cache_update_reference
+from nemodiff_trt.plugins.cache_update.reference import cache_update as cache_update
+from nemodiff_trt.plugins.cache_update.reference import cache_update_reference as cache_update_reference

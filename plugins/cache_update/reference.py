@@ -1,6 +1,7 @@
 """`nemodiff::cache_update`: write the keys or values of a step into a linear cache at each sequence's own length.
 
-Equals ONNX `TensorScatter` (opset 24) with `axis=2, mode="linear"`. Functional here; engines bind input and output to one buffer.
+Equals ONNX `TensorScatter` (opset 24) with `axis=2, mode="linear"`. Functional here; engines bind input and output to one
+buffer.
 """
 
 from __future__ import annotations

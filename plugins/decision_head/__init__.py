@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.decision_head.reference import decision_head as decision_head, decision_head_reference as decision_head_reference
+from nemodiff_trt.plugins.decision_head.reference import decision_head as decision_head
+from nemodiff_trt.plugins.decision_head.reference import decision_head_reference as decision_head_reference

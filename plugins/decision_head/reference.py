@@ -1,6 +1,6 @@
 """`nemodiff::decision_head`: which token, and how sure, for every row of logits.
 
-The mask id is left out of the argmax and kept in the softmax denominator (DESIGN section 4); ties go to the lowest id.
+The mask id is left out of the argmax and kept in the softmax denominator; ties go to the lowest id.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.rms_norm.reference import rms_norm as rms_norm, rms_norm_reference as rms_norm_reference
+from nemodiff_trt.plugins.rms_norm.reference import rms_norm as rms_norm
+from nemodiff_trt.plugins.rms_norm.reference import rms_norm_reference as rms_norm_reference

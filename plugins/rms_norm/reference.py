@@ -1,7 +1,7 @@
 """`nemodiff::rms_norm`: root mean square normalisation over the last axis.
 
-Equals ONNX `RMSNormalization` (opset 23) with `stash_type` float: the mean is taken in fp32 (fp64 for fp64 input), the result is
-rounded to the input dtype and then multiplied by the weight.
+Equals ONNX `RMSNormalization` (opset 23) with `stash_type` float: the mean is taken in fp32 (fp64 for fp64 input), the result
+is rounded to the input dtype and then multiplied by the weight.
 """
 
 from __future__ import annotations

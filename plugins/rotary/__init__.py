@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.rotary.reference import rotary as rotary, rotary_reference as rotary_reference
+from nemodiff_trt.plugins.rotary.reference import rotary as rotary
+from nemodiff_trt.plugins.rotary.reference import rotary_reference as rotary_reference

@@ -1,1 +1,2 @@
-from nemodiff_trt.plugins.step_positions.reference import step_positions as step_positions, step_positions_reference as step_positions_reference
+from nemodiff_trt.plugins.step_positions.reference import step_positions as step_positions
+from nemodiff_trt.plugins.step_positions.reference import step_positions_reference as step_positions_reference
