@@ -24,7 +24,7 @@ Threads = Annotated[int, typer.Option("--num-threads", min=1, help="CPU threads.
 @app.command("model")
 def train_model_command(
     output: RunFolder,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
     seed: Annotated[int, typer.Option(help="Of weights, data, masks and tokenizer.")] = 1,
     vocab_size: Annotated[int, typer.Option(min=400, help="Tokens of the byte-level BPE tokenizer.")] = 1024,
     num_threads: Threads = 2,

@@ -18,7 +18,7 @@ SUPPORT_SIZE = 200
 
 @dataclass(frozen=True, slots=True)
 class DraftBlocks:
-    """Whole blocks of the noisy stream: `columns` [N,L] into row `rows` [N], L the block length; the first column is the seed."""
+    """Whole blocks of the noisy stream: `columns` [N,L] of row `rows` [N], L the block length; the first is the seed."""
 
     rows: Tensor
     columns: Tensor
@@ -75,8 +75,7 @@ def drafter_loss(
     is_noisy = torch.zeros_like(batch.is_seed)
     is_noisy[:, batch.num_clean :] = True
     masked = torch.where(is_noisy & ~batch.is_seed, config.mask_token_id, batch.ids)
-    use_adapter = is_noisy[..., None].float()
-    hidden = hidden_states(decoder, masked, batch.position, batch.visibility(), use_adapter)
+    hidden = hidden_states(decoder, masked, batch.position, batch.visibility(), is_noisy[..., None])
 
     blocks = whole_blocks(batch, block_length)
     drafter = decoder.diffusion_head(hidden[blocks.rows[:, None], blocks.columns[:, 1:]]).float()

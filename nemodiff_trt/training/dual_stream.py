@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.model.decoder import Attention, DecoderLayer, RMSNorm
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _attend(attention: nn.Module, x: Tensor, tables: tuple[Tensor, ...], visible: Tensor, use_adapter: Tensor | None) -> Tensor:
+def _attend(attention: Attention, x: Tensor, tables: tuple[Tensor, ...], visible: Tensor, use_adapter: Tensor | None) -> Tensor:
     batch, length, _ = x.shape
     num_heads, num_kv_heads = attention.num_heads, attention.num_kv_heads
 
@@ -31,10 +32,14 @@ def _attend(attention: nn.Module, x: Tensor, tables: tuple[Tensor, ...], visible
     key, value = (t.repeat_interleave(num_heads // num_kv_heads, dim=1) for t in (key, value))
     mixed = functional.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), attn_mask=visible)
     mixed = mixed.transpose(1, 2).reshape(batch, length, -1)
-    output: Tensor = attention.o_proj(mixed)
-    if use_adapter is not None:
-        output = output + attention.adapter(mixed) * use_adapter
-    return output
+    plain = attention.project_output(mixed, use_adapter=False)
+    if use_adapter is None:
+        return plain
+    return torch.where(use_adapter, attention.project_output(mixed, use_adapter=True), plain)
+
+
+def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
 
 
 def hidden_states(
@@ -47,16 +52,16 @@ def hidden_states(
         ids: int64 [B,T].
         positions: int64 [B,T], rotary position of each token.
         visible: bool [B,T,T], query sees key.
-        use_adapter: float [B,T,1], 1 where the draft adapter applies; None leaves it out everywhere.
+        use_adapter: bool [B,T,1], True where the draft adapter applies; None leaves it out everywhere.
     """
-    norm: Callable[[Tensor, nn.Module], Tensor] = lambda x, m: functional.rms_norm(x, m.weight.shape, m.weight, m.eps)  # noqa: E731
     x = decoder.encoder.embed_tokens(ids)
     tables = tuple(
         table[positions][:, None] for table in (decoder.query_cos, decoder.query_sin, decoder.key_cos, decoder.key_sin)
     )
     bias = torch.zeros(visible.shape, dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
     bias = bias.masked_fill_(~visible, -torch.inf)[:, None]
-    for layer in decoder.encoder.layers:
-        x = x + _attend(layer.self_attn, norm(x, layer.input_layernorm), tables, bias, use_adapter)
-        x = x + layer.mlp(norm(x, layer.post_attention_layernorm))
-    return norm(x, decoder.encoder.norm)
+    for module in decoder.encoder.layers:
+        layer = cast(DecoderLayer, module)
+        x = x + _attend(layer.self_attn, _norm(x, layer.input_layernorm), tables, bias, use_adapter)
+        x = x + layer.mlp(_norm(x, layer.post_attention_layernorm))
+    return _norm(x, decoder.encoder.norm)

@@ -19,7 +19,8 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, decay_fra
 
 def build_optimizers(decoder: nn.Module, options: TrainingOptions) -> Optimizers:
     """Muon for the matrices of the layers, AdamW for embedding, head and norms."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in decoder.named_parameters():
         is_matrix = parameter.ndim == 2 and ".layers." in name
         (matrices if is_matrix else others).append(parameter)

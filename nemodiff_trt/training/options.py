@@ -58,7 +58,7 @@ class TrainingOptions:
         model: geometry.
     """
 
-    num_steps: int = 4000
+    num_steps: int = 3000
     seed: int = 1
     num_rows: int = 16
     num_clean: int = 256
@@ -66,11 +66,11 @@ class TrainingOptions:
     block_lengths: tuple[int, ...] = (8, 16, 32)
     diffusion_weight: float = 0.3
     min_mask_rate: float = 0.05
-    matrix_learning_rate: float = 0.02
-    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 0.012
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    decay_fraction: float = 0.35
+    decay_fraction: float = 0.9
     model: ModelConfig = field(default_factory=tiny_model_config)
 
     def __post_init__(self) -> None:

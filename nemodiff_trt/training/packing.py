@@ -1,8 +1,8 @@
 """Pack samples into rows of a clean and a noisy stream, and say who may see whom (tech report arXiv 2607.05722, section 2).
 
 A row holds whole samples. The clean stream carries prompt and answer; the noisy stream carries the answer's blocks only,
-because nothing is predicted elsewhere. The last block of an answer is filled up with end-of-sequence targets: at decoding time a
-block is always full, and a shorter one would tell the model where the answer ends.
+because nothing is predicted elsewhere. The last block of an answer is filled up with end-of-sequence targets: a block is
+always full in decoding, and a shorter one would tell the model where the answer ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class PackedBatch:
     """Rows of `num_clean + num_noisy` tokens; all tensors [B,T], T = clean then noisy.
 
     `target` is the token a position is asked for (next token in the clean stream, own token in the noisy one), `is_answer` says
-    where that counts. `sample` is the index of the sample within its row, -1 on padding. `is_seed` marks the first position of a
-    block, which decoding always knows.
+    where that counts. `sample` is the index of the sample within its row, -1 on padding. `is_seed` marks the first position of
+    a block, which decoding always knows.
     """
 
     ids: Tensor

@@ -64,5 +64,6 @@ def plot_log(directory: Path, series: tuple[str, ...], title: str) -> Path:
     axes.grid(alpha=0.3)
     axes.legend()
     path = directory / PLOT_FILE
-    FigureCanvasAgg(figure).print_png(str(path))
+    FigureCanvasAgg(figure)
+    figure.savefig(path)
     return path
