@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.time_limits import folder_timeout_s
+
 ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -243,6 +245,11 @@ class TestGuardsCanFail:
 
     def test_changing_globals(self) -> None:
         assert changing_globals("def f():\n    global x\n    x = 1")
+
+    def test_folder_without_time_limit(self) -> None:
+        assert folder_timeout_s("model/deeper") == folder_timeout_s("model")
+        with pytest.raises(pytest.UsageError, match="time limit"):
+            folder_timeout_s("new_folder")
 
     def test_loaded_backends(self) -> None:
         assert loaded_backends("onnx") == ["onnx"]
