@@ -1,0 +1,30 @@
+"""The build key: equal keys mean interchangeable bundles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib import metadata
+
+from nemodiff_trt.bundle.manifest import SCHEMA_VERSION
+from nemodiff_trt.options import CompileOptions
+from nemodiff_trt.vocabulary import Target
+
+_TOOLS: dict[Target, tuple[str, ...]] = {Target.ONNXRUNTIME: ("nemodiff_trt", "torch", "onnx", "onnxruntime")}
+
+
+def tool_versions(target: Target) -> dict[str, str]:
+    """Versions of everything that shapes an engine of `target`."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS[target]}}
+
+
+def build_key(checkpoint_identity: str, options: CompileOptions, versions: dict[str, str]) -> str:
+    """SHA-256 over the checkpoint's identity, the build fields of the options, tool versions and the manifest schema."""
+    parts = {
+        "checkpoint": checkpoint_identity,
+        "options": options.build_fields(),
+        "versions": versions,
+        "schema_version": SCHEMA_VERSION,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""Choices of the user. Facts of the model live in `config`, wishes of one request in the runtime.
+
+Every field carries in its metadata whether it is a *build* field (it changes the bundle's content and so the build key) or a
+*run* field (it does not), and the help text of the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
+
+FULL_SIZE_CONFIGS = tuple(f"nemotron-labs-diffusion-{size}" for size in ("3b", "8b", "14b"))
+DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
+
+# What can be compiled today, per target. Everything else is refused before any work starts.
+_PRECISIONS: dict[Target, tuple[Precision, ...]] = {Target.ONNXRUNTIME: (Precision.FP32, Precision.FP16)}
+_MODES: dict[Target, tuple[Mode, ...]] = {Target.ONNXRUNTIME: DEFAULT_MODES}
+
+
+class WeightStorage(StrEnum):
+    """Where an engine finds its weights: one file bound by every role, or inside each engine."""
+
+    SHARED = "shared"
+    EMBEDDED = "embedded"
+
+
+class AdapterForm(StrEnum):
+    """How the draft role applies the checkpoint's adapter.
+
+    `low_rank` adds a small branch beside the shared o_proj; `merged` stores a second o_proj (no branch to compute, one more
+    matrix per layer to keep); `none` drafts with the base weights.
+    """
+
+    LOW_RANK = "low_rank"
+    MERGED = "merged"
+    NONE = "none"
+
+
+def _build(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": "build", "help": text})
+
+
+def _run(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": "run", "help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """Everything `build_engines` can be told. Field names are the long options of the command line.
+
+    Raises:
+        InvalidInputError: a field is out of range, not available for the target, or contradicts another field.
+    """
+
+    checkpoint: str | None = _run(None, "Checkpoint folder, or nemodiff-tiny for the packaged one.")
+    config: str | None = _build(None, f"Full-size geometry without a checkpoint: {', '.join(FULL_SIZE_CONFIGS)}.")
+    target: Target = _build(Target.ONNXRUNTIME, "Who compiles the engines.")
+    output: Path = _run(Path("bundle"), "Folder of the bundle to write.")
+    modes: tuple[Mode, ...] = _build(DEFAULT_MODES, "Decoding modes to serve, separated by commas.")
+    precision: Precision = _build(Precision.FP32, "Number format of weights, activations and cache.")
+    sm: int | None = _build(None, "Compute capability of the GPU, 120 for example; GPU targets only.")
+    weights: WeightStorage = _build(WeightStorage.SHARED, "One weight file for all roles, or weights inside each engine.")
+    block_length: int = _build(32, "Largest block that can be drafted or denoised at run time, in tokens.")
+    max_batch_size: int = _build(8, "Largest number of sequences in one step.")
+    max_seq_len: int = _build(2048, "Tokens a sequence may reach, prompt and answer together.")
+    prefill_chunk: int = _build(256, "Longest piece of a prompt that one prefill step takes, in tokens.")
+    sampling: bool = _build(False, "Also return logits, which sampling needs.")
+    draft_adapter: AdapterForm = _build(AdapterForm.LOW_RANK, "How drafting applies the adapter.")
+    calibration: Path | None = _build(None, "Calibration statistics for quantised precisions.")
+    force: bool = _run(False, "Replace an existing bundle once the new one is complete.")
+
+    def __post_init__(self) -> None:
+        self._check_source()
+        self._check_available()
+        Limits(self.max_batch_size, self.max_seq_len, self.block_length, self.prefill_chunk)
+
+    def _check_source(self) -> None:
+        if (self.checkpoint is None) == (self.config is None):
+            raise InvalidInputError("checkpoint", self.checkpoint, "exactly one of checkpoint and config")
+        if self.config is not None and self.config not in FULL_SIZE_CONFIGS:
+            raise InvalidInputError("config", self.config, ", ".join(FULL_SIZE_CONFIGS))
+
+    def _check_available(self) -> None:
+        if self.target not in _PRECISIONS:
+            raise InvalidInputError("target", str(self.target), ", ".join(_PRECISIONS))
+        available = _PRECISIONS[self.target]
+        if self.precision not in available:
+            raise InvalidInputError("precision", str(self.precision), f"{', '.join(available)} for target {self.target}")
+        if not self.modes:
+            raise InvalidInputError("modes", "", "at least one mode")
+        for mode in self.modes:
+            if mode not in _MODES[self.target]:
+                raise InvalidInputError("modes", str(mode), f"{', '.join(_MODES[self.target])} for target {self.target}")
+        if len(set(self.modes)) != len(self.modes):
+            raise InvalidInputError("modes", ",".join(self.modes), "each mode once")
+        self._check_target_fields()
+
+    def _check_target_fields(self) -> None:
+        if self.config is not None:
+            raise InvalidInputError(
+                "config", self.config, f"a checkpoint instead: target {self.target} keeps weights in the bundle"
+            )
+        if self.sm is not None:
+            raise InvalidInputError("sm", self.sm, f"nothing for target {self.target}, which runs on the CPU")
+        if self.weights is not WeightStorage.SHARED:
+            raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
+        if self.calibration is not None:
+            raise InvalidInputError("calibration", str(self.calibration), f"nothing for precision {self.precision}")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_batch_size, self.max_seq_len, self.block_length, self.prefill_chunk)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return roles_for(self.modes)
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Compare the sizes with those of the checkpoint.
+
+        Raises:
+            InvalidInputError: `max_seq_len` exceeds the positions the model was made for.
+        """
+        if self.max_seq_len > model.max_position_embeddings:
+            allowed = f"at most max_position_embeddings = {model.max_position_embeddings} of the checkpoint"
+            raise InvalidInputError("max_seq_len", self.max_seq_len, allowed)
+
+    def build_fields(self) -> dict[str, Any]:
+        """The build fields as JSON values; the build key hashes them. The order of the modes does not matter."""
+        fields = [field.name for field in dataclasses.fields(self) if field.metadata["kind"] == "build"]
+        return {name: _plain(sorted(self.modes) if name == "modes" else getattr(self, name)) for name in fields}
+
+
+def _plain(value: Any) -> Any:
+    """JSON value of an option."""
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    return str(value) if isinstance(value, (StrEnum, Path)) else value
