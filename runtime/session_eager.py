@@ -1,0 +1,88 @@
+"""Session over the eager decoder: the oracle other sessions are compared with. Slow, copies the cache at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemodiff_trt.bundle import Bundle, source_tensors
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.vocabulary import Role, roles_for
+
+ALL_ROLES = frozenset({Role.PREFILL, Role.DECODE, Role.VERIFY, Role.DENOISE, Role.DRAFT})
+
+
+class EagerSession:
+    """Runs every role on one `TriModeDecoder`, in the dtype of its weights. A decoder without an adapter drafts without one."""
+
+    def __init__(self, decoder: TriModeDecoder, limits: Limits, roles: frozenset[Role] = ALL_ROLES) -> None:
+        """Wrap `decoder`, whose rotary tables must cover `limits.cache_capacity` positions."""
+        if not roles <= ALL_ROLES:
+            raise InvalidInputError("roles", ", ".join(sorted(roles - ALL_ROLES)), ", ".join(sorted(ALL_ROLES)))
+        if decoder.key_cos.shape[0] < limits.cache_capacity:
+            allowed = f"at most the decoder's {decoder.key_cos.shape[0]} positions"
+            raise InvalidInputError("cache_capacity", limits.cache_capacity, allowed)
+        self._decoder = decoder
+        self._limits = limits
+        self._roles = roles
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, dtype: torch.dtype = torch.float32) -> EagerSession:
+        """Rebuild the decoder from the bundle's own weights, as views of the mapped file where `dtype` is the stored one."""
+        manifest = bundle.manifest
+        with torch.device("meta"):
+            decoder = TriModeDecoder(manifest.model, 1)
+            if manifest.adapter is not None:
+                decoder.attach_adapter(manifest.adapter.rank, manifest.adapter.scale)
+        state = {name: tensor.to(dtype) for name, tensor in source_tensors(bundle).items()}
+        decoder.load_state_dict(state, assign=True)
+        with torch.device("cpu"):
+            decoder.set_rotary_tables(manifest.limits.cache_capacity, dtype)
+        roles = frozenset(roles_for(manifest.modes)) & ALL_ROLES
+        return cls(decoder.requires_grad_(False).eval(), manifest.limits, roles)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._decoder.config
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return self._roles
+
+    def create_cache(self, batch_size: int) -> KVCache[Tensor]:
+        if not 1 <= batch_size <= self._limits.max_batch_size:
+            raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
+        model, capacity = self.model, self._limits.cache_capacity
+        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
+        dtype = self._decoder.diffusion_head.weight.dtype
+        layers = range(model.num_hidden_layers)
+        keys, values = ([torch.zeros(shape, dtype=dtype) for _ in layers] for _ in range(2))
+        return KVCache(keys, values, batch_size, capacity)
+
+    def run(
+        self, role: Role, input_ids: np.ndarray, cache: KVCache[Tensor], last_index: np.ndarray | None = None
+    ) -> StepOutput:
+        if role not in self._roles:
+            raise InvalidInputError("role", role, ", ".join(sorted(self._roles)))
+        ids, length = torch.from_numpy(input_ids), torch.from_numpy(cache.length)
+        use_adapter = role.uses_adapter and self._decoder.has_adapter
+        with torch.inference_mode():
+            logits, cache.keys, cache.values = self._decoder(
+                ids, length, cache.keys, cache.values, causal=role.is_causal, use_adapter=use_adapter
+            )
+            if role is Role.PREFILL:
+                if last_index is None:
+                    raise InvalidInputError("last_index", None, "int64 [B] for a prefill step")
+                logits = logits[torch.arange(ids.shape[0]), torch.from_numpy(last_index)][:, None]
+            token, confidence = torch.ops.nemodiff.decision_head(logits, self.model.mask_token_id)
+        return StepOutput(token.numpy(), confidence.numpy())
