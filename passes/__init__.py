@@ -1,1 +1,1 @@
-
+"""Graph passes: one capture in, one step graph per role out."""

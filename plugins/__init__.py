@@ -14,6 +14,7 @@ from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
 from nemodiff_trt.plugins.rotary import rotary_reference
+from nemodiff_trt.plugins.select_position import select_position_reference
 from nemodiff_trt.plugins.step_positions import step_positions_reference
 
 
@@ -31,5 +32,6 @@ OPS: tuple[Op, ...] = (
     Op("rotary", rotary_reference),
     Op("cache_update", cache_update_reference),
     Op("attention", attention_reference),
+    Op("select_position", select_position_reference),
     Op("decision_head", decision_head_reference),
 )

@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.select_position.reference import select_position as select_position
+from nemodiff_trt.plugins.select_position.reference import select_position_reference as select_position_reference
