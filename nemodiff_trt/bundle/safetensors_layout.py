@@ -15,8 +15,8 @@ from nemodiff_trt.errors import BundleError
 _TO_SAFETENSORS = {"float32": "F32", "float16": "F16"}
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
 _ITEM_BYTES = {"float32": 4, "float16": 2}
-# A cache line: vector loads of the matrix kernels start aligned.
-_ALIGNMENT = 64
+# A page: vector loads start aligned, and ONNX Runtime maps packed matrices only from starts that are multiples of 256.
+_ALIGNMENT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Span:
 def plan_spans(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Span]]:
     """Header bytes and the place of each tensor, for `tensors` = name -> (dtype, shape).
 
-    Tensors whose size is a multiple of 64 bytes come first, then of 32 and so on: every start is then aligned to 64 bytes or to
-    the largest power of two that divides the tensor's size, without holes.
+    Tensors whose size is a multiple of a page come first, then of half a page and so on: every start is then aligned to a page
+    or to the largest power of two that divides the tensor's size, without holes.
     """
 
     def granularity(name: str) -> int:
