@@ -51,15 +51,14 @@ def commit_masks(
     Returns:
         bool [B,S], the positions fixed now.
     """
-    masked = (block == mask_token_id) & is_open[:, None]
+    masked: np.ndarray = (block == mask_token_id) & is_open[:, None]
     # Below any probability, so that known positions come last.
     confidence = np.where(masked, output.confidence, np.float32(-1))
+    commit = np.zeros(block.shape, np.bool_)
     if quota == 1:
-        commit = np.zeros_like(masked)
         commit[np.arange(len(block)), confidence.argmax(axis=1)] = True
     else:
         order = np.argsort(-confidence, axis=1, kind="stable")
-        commit = np.zeros_like(masked)
         np.put_along_axis(commit, order[:, :quota], True, axis=1)
     if threshold is not None:
         commit |= confidence >= threshold
@@ -78,4 +77,5 @@ def accept_draft(block: np.ndarray, verified: np.ndarray) -> np.ndarray:
     # The last column has no draft to compare with: it always ends the prefix.
     differs = np.ones(block.shape, np.bool_)
     np.not_equal(block[:, 1:], verified[:, :-1], out=differs[:, :-1])
-    return differs.argmax(axis=1)
+    accepted: np.ndarray = differs.argmax(axis=1)
+    return accepted

@@ -129,10 +129,10 @@ class Sequence:
 Rows = list[tuple[int, Sequence]]
 
 
-def check_prompt_length(num_tokens: int, max_seq_len: int) -> None:
+def check_prompt_length(num_tokens: int, max_seq_len: int, field: str = "prompt") -> None:
     """Refuse a prompt that is empty or leaves no room for one new token."""
     if not 1 <= num_tokens < max_seq_len:
-        raise InvalidInputError("prompt", f"{num_tokens} tokens", f"1 to {max_seq_len - 1} tokens (max_seq_len {max_seq_len})")
+        raise InvalidInputError(field, f"{num_tokens} tokens", f"1 to {max_seq_len - 1} tokens (max_seq_len {max_seq_len})")
 
 
 def unfinished(rows: Iterable[tuple[int, Sequence]], cache: KVCache[Any]) -> Rows:

@@ -1,0 +1,118 @@
+"""One answer in the making: tokens, text, stop strings and times; and what a caller gets of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.sequence import FinishReason, Sequence
+from nemodiff_trt.runtime.stats import GenerationStats
+from nemodiff_trt.runtime.streaming import TextStream
+from nemodiff_trt.tokenizer import Tokenizer
+from nemodiff_trt.vocabulary import Mode, Role
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """A finished answer.
+
+    `text` leaves out special tokens and everything from a stop string on. `token_ids` keep the end-of-sequence token, and in
+    the case of a stop string end with the token that completed it. `prompt` is the text that was encoded: of a chat, the
+    rendered template.
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    mode: Mode
+    stats: GenerationStats
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON."""
+        return dataclasses.asdict(self) | {"finish_reason": str(self.finish_reason), "mode": str(self.mode)}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One engine run of a streamed answer.
+
+    `text` can be shown at once; all of them joined are the result's text. `token_ids` were added to the answer by this run,
+    `step` tells what was drafted, accepted and committed. The last event carries the `result`.
+    """
+
+    role: Role
+    text: str
+    token_ids: tuple[int, ...]
+    step: RowStep
+    result: GenerationResult | None = None
+
+
+class Answer:
+    """Follows one sequence through its decoding, ends it at a stop string, and keeps its text."""
+
+    __slots__ = ("_end", "_parts", "_prefill_end", "_stream", "_tokenizer", "prompt", "sequence")
+
+    def __init__(self, prompt: str, sequence: Sequence, tokenizer: Tokenizer, stream: TextStream | None) -> None:
+        """Without a `stream` the text is decoded once, at the end; stop strings need one."""
+        self.prompt = prompt
+        self.sequence = sequence
+        self._tokenizer = tokenizer
+        self._stream = stream
+        self._parts: list[str] = []
+        # Readings of (clock, engine time) in seconds.
+        self._prefill_end = self._end = (0.0, 0.0)
+
+    def start_decoding(self, clock_s: float, engine_s: float) -> None:
+        """Note the time after a prefill step of the batch; the last one counts."""
+        self._prefill_end = (clock_s, engine_s)
+
+    def advance(self, step: RowStep, clock_s: float, engine_s: float) -> str:
+        """Take in one engine run: cut at a stop string, note the time. Returns the text that is new."""
+        text = "" if self._stream is None else self._advance_text(self._stream, step)
+        self._end = (clock_s, engine_s)
+        return text
+
+    def _advance_text(self, stream: TextStream, step: RowStep) -> str:
+        sequence = self.sequence
+        num_before = len(sequence.tokens) - len(step.emitted)
+        text = ""
+        for index, token in enumerate(step.emitted):
+            text += stream.push(token)
+            if stream.is_stopped:
+                _cut(sequence, step, num_before, index + 1)
+                break
+        else:
+            if sequence.finish_reason is not None:
+                text += stream.flush()
+                # Bytes that never became a character may complete a stop string.
+                sequence.finish_reason = FinishReason.STOP if stream.is_stopped else sequence.finish_reason
+        self._parts.append(text)
+        return text
+
+    def result(self, mode: Mode, begin_s: float) -> GenerationResult:
+        """Of a finished sequence whose batch began at `begin_s`.
+
+        Raises:
+            RuntimeError: it is not finished.
+        """
+        sequence = self.sequence
+        if sequence.finish_reason is None:
+            raise RuntimeError("the answer is not finished")
+        text = "".join(self._parts) if self._stream else self._tokenizer.decode(sequence.tokens)
+        (prefill_end_s, prefill_engine_s), (end_s, end_engine_s) = self._prefill_end, self._end
+        # An answer that is finished within prefill may end before the prompts of its batch do.
+        decode_s, engine_s = max(end_s - prefill_end_s, 0.0), max(end_engine_s - prefill_engine_s, 0.0)
+        stats = GenerationStats.of(sequence, mode, min(prefill_end_s, end_s) - begin_s, decode_s, engine_s)
+        return GenerationResult(self.prompt, text, tuple(sequence.tokens), sequence.finish_reason, mode, stats)
+
+
+def _cut(sequence: Sequence, step: RowStep, num_before: int, num_kept: int) -> None:
+    """End the answer `num_kept` tokens into what `step` emitted."""
+    sequence.finish(FinishReason.STOP, num_before + num_kept)
+    del step.emitted[num_kept:]
+    num_dropped = max(step.accepted - num_kept, 0)
+    step.accepted -= num_dropped
+    sequence.accepted_drafts -= num_dropped

@@ -1,0 +1,113 @@
+"""Wishes of one request. Facts of the model live in `config`, choices of a build in `nemodiff_trt.options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.decisions import CommitRule
+from nemodiff_trt.vocabulary import MODE_ROLES, Mode, Role
+
+# Of the published model card, for block diffusion.
+DEFAULT_DIFFUSION_THRESHOLD = 0.9
+IMPLEMENTED_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How to answer a prompt. Decoding is greedy.
+
+    Attributes:
+        mode: `ar`, `diffusion` or `self_speculation`; the last gives the tokens of the first, in fewer runs.
+        max_new_tokens: limit of the answer in tokens; the context may end it earlier.
+        block_length: tokens of a block, 2 to the built maximum, which is the default. Not used by `ar`.
+        threshold: confidence from 0 to 1 that fixes a masked position. In `diffusion` 0.9 unless `steps` is given; in
+            `self_speculation` None and 0 draft in one pass, more drafts in several.
+        steps: `diffusion` only, instead of a threshold: passes over which the masks of a block are evenly spread.
+        stop: texts that end the answer and are not part of it.
+        ignore_eos: go on after the end-of-sequence token.
+        max_thinking_tokens: if none of the first so many tokens is `</think>`, the next one becomes it.
+        enable_thinking: open a think section; for chats, whose template says how.
+
+    Raises:
+        InvalidInputError: a field is out of range or contradicts the mode.
+    """
+
+    mode: Mode = Mode.SELF_SPECULATION
+    max_new_tokens: int = 256
+    block_length: int | None = None
+    threshold: float | None = None
+    steps: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    max_thinking_tokens: int | None = None
+    enable_thinking: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", _known_mode(self.mode))
+        object.__setattr__(self, "stop", _stop_texts(self.stop))
+        _check_integer("max_new_tokens", self.max_new_tokens, 1)
+        for name, least in (("block_length", 2), ("steps", 1), ("max_thinking_tokens", 0)):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), least)
+        for name in ("ignore_eos", "enable_thinking"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(name, getattr(self, name), "true or false")
+        self._check_commit_rule()
+
+    def _check_commit_rule(self) -> None:
+        if self.threshold is not None:
+            _check_share("threshold", self.threshold)
+            if self.mode is Mode.AR:
+                raise InvalidInputError("threshold", self.threshold, "nothing in mode ar, which has no masks to fill")
+        if self.steps is not None and self.mode is not Mode.DIFFUSION:
+            raise InvalidInputError("steps", self.steps, f"nothing in mode {self.mode}, only in diffusion")
+        if self.steps is not None and self.threshold is not None:
+            raise InvalidInputError("steps", self.steps, "nothing when a threshold is given: either decides what is fixed")
+
+    def check_for(self, limits: Limits, roles: frozenset[Role]) -> None:
+        """Compare with what an engine was built for.
+
+        Raises:
+            InvalidInputError: the mode's roles are missing, or the block is longer than built.
+        """
+        if not roles.issuperset(MODE_ROLES[self.mode]):
+            available = [mode for mode in IMPLEMENTED_MODES if roles.issuperset(MODE_ROLES[mode])]
+            raise InvalidInputError("mode", str(self.mode), " or ".join(available) + ", which the engines were built for")
+        if self.block_length is not None and self.block_length > limits.block_length:
+            raise InvalidInputError("block_length", self.block_length, f"2 to {limits.block_length}, the built maximum")
+
+    def commit_rule(self) -> CommitRule:
+        """Of the mode `diffusion`."""
+        if self.steps is not None:
+            return CommitRule(None, self.steps)
+        return CommitRule(DEFAULT_DIFFUSION_THRESHOLD if self.threshold is None else float(self.threshold))
+
+
+def _known_mode(value: object) -> Mode:
+    allowed = " or ".join(IMPLEMENTED_MODES)
+    try:
+        mode = Mode(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InvalidInputError("mode", value, allowed) from error
+    if mode not in IMPLEMENTED_MODES:
+        raise InvalidInputError("mode", str(mode), allowed)
+    return mode
+
+
+def _stop_texts(value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidInputError("stop", value, "texts of at least one character")
+    return tuple(texts)
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidInputError(name, value, "a number from 0 to 1")
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidInputError(name, value, f"an integer of at least {least}")

@@ -1,0 +1,114 @@
+"""How an answer was made: counts of engine runs and times."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.runtime.session import Session, StepOutput
+from nemodiff_trt.vocabulary import Mode, Role
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
+    """Counts and times of one answer. None stands for a ratio without a denominator.
+
+    Attributes:
+        new_tokens: tokens of the answer; the first comes from prefill.
+        forward_passes: engine runs after prefill while the answer was unfinished, causal commits included and, in a batch,
+            also runs that only other rows needed.
+        prefill_passes: chunks of the prompt.
+        tokens_per_forward: (new_tokens - 1) / forward_passes; exactly 1.0 in mode `ar`.
+        mean_accepted: `self_speculation` only, tokens emitted per cycle, the verifier's own token included:
+            (new_tokens - 1) / cycles.
+        mean_accepted_drafts: the same without the verifier's own token.
+        reference_nfe: forward evaluations as the published code counts them: one a token in `ar`; denoise passes plus one a
+            block in `diffusion`; prefill, draft passes and one verify pass a cycle in `self_speculation`.
+        prefill_ms: time to the first token; of the whole batch.
+        decode_ms: from there to the end of this answer.
+        engine_ms: part of `decode_ms` spent inside engine runs.
+        tokens_per_second: (new_tokens - 1) / decode time.
+    """
+
+    new_tokens: int
+    forward_passes: int
+    prefill_passes: int
+    tokens_per_forward: float | None
+    mean_accepted: float | None
+    mean_accepted_drafts: float | None
+    reference_nfe: int
+    prefill_ms: float
+    decode_ms: float
+    engine_ms: float
+    tokens_per_second: float | None
+
+    @classmethod
+    def of(cls, sequence: Sequence, mode: Mode, prefill_s: float, decode_s: float, engine_s: float) -> GenerationStats:
+        """Of a finished sequence and its times in seconds."""
+        later_tokens = max(len(sequence.tokens) - 1, 0)
+        cycles = sequence.cycles if mode is Mode.SELF_SPECULATION else 0
+        return cls(
+            new_tokens=len(sequence.tokens),
+            forward_passes=sequence.forward_passes,
+            prefill_passes=sequence.prefill_passes,
+            tokens_per_forward=_ratio(later_tokens, sequence.forward_passes),
+            mean_accepted=_ratio(later_tokens, cycles),
+            mean_accepted_drafts=_ratio(sequence.accepted_drafts, cycles),
+            reference_nfe=reference_nfe(sequence, mode),
+            prefill_ms=prefill_s * 1e3,
+            decode_ms=decode_s * 1e3,
+            engine_ms=engine_s * 1e3,
+            tokens_per_second=_ratio(later_tokens, decode_s),
+        )
+
+
+def reference_nfe(sequence: Sequence, mode: Mode) -> int:
+    """Number of forward evaluations in the accounting of the published code (see `GenerationStats`)."""
+    if mode is Mode.AR:
+        return len(sequence.tokens)
+    own_passes = sequence.draft_passes + sequence.cycles
+    return own_passes if mode is Mode.DIFFUSION else own_passes + 1
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+class TimedSession:
+    """A session that adds up the seconds spent in its runs."""
+
+    __slots__ = ("_session", "engine_s", "num_runs")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.engine_s = 0.0
+        self.num_runs = 0
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._session.model
+
+    @property
+    def limits(self) -> Limits:
+        return self._session.limits
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return self._session.roles
+
+    def create_cache(self, batch_size: int) -> KVCache[Any]:
+        return self._session.create_cache(batch_size)
+
+    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+        begin = time.perf_counter()
+        output = self._session.run(role, input_ids, cache, last_index)
+        self.engine_s += time.perf_counter() - begin
+        self.num_runs += 1
+        return output
