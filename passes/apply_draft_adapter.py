@@ -1,64 +1,87 @@
-"""Add the draft adapter to every output projection (PEFT LoRA, arXiv 2106.09685).
+"""Make the draft role's output projections those of the adapter.
 
-Before:          y = linear(x, Wo)
-After, low_rank: y = linear(x, Wo) + linear(linear(x, A), B) * scale
-After, merged:   y = linear(x, Wo + scale * B A), a second matrix beside the shared Wo
+before:         y = linear(attention, W)
+after, low_rank: y = linear(attention, W) + scale * linear(linear(attention, A), B)
+after, merged:   y = linear(attention, W')      with W' = W + scale * B @ A, stored beside W
+
+Reference: LoRA, arXiv 2106.09685; the drafter of arXiv 2607.05722 adapts o_proj only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import fx
 
-from nemodiff_trt.bundle import Combine, WeightLayout
+import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
+from nemodiff_trt.bundle import AdapterFacts, Combine, WeightLayout
 from nemodiff_trt.options import AdapterForm
-from nemodiff_trt.passes.base import LINEAR, PassReport, Refusal, StepGraph, weight_name
+from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph, is_call, weight_name
 
-SUFFIX = ".o_proj.weight"
+_LINEAR, _ADD, _MUL = torch.ops.aten.linear.default, torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
+_ATTENTION = torch.ops.nemodiff.attention.default
+_BASE_SUFFIX = ".o_proj.weight"
+MERGED_SUFFIX = ".o_proj_draft.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class ApplyDraftAdapter:
-    """Fires once per layer. `scale` is alpha / rank."""
+def apply_draft_adapter(graph: StepGraph, options: PassOptions) -> PassReport:
+    """Count: output projections that got the adapter."""
+    changed, refusals = 0, []
+    for node in graph.calls(_LINEAR):
+        if not is_call(node.args[0], _ATTENTION):
+            continue
+        reason = _refusal(graph, node, options)
+        if reason:
+            refusals.append(Refusal(node.name, reason))
+            continue
+        if options.adapter_form is AdapterForm.MERGED:
+            _merge(graph, node)
+        else:
+            _add_branch(graph, node, options.adapter)
+        changed += 1
+    return PassReport(apply_draft_adapter.__name__, changed, tuple(refusals))
 
-    form: AdapterForm
-    scale: float
-    name: str = "apply_draft_adapter"
 
-    def __call__(self, graph: StepGraph) -> PassReport:
-        num_fired, refusals = 0, []
-        for node in graph.calls(LINEAR):
-            base = weight_name(node.args[1]) or ""
-            if not base.endswith(SUFFIX):
-                continue
-            module = base.removesuffix(SUFFIX)
-            sources = tuple(f"{module}.adapter.lora_{part}.weight" for part in ("A", "B"))
-            if any(user.target is torch.ops.aten.add.Tensor and user.meta.get("adapter") for user in node.users):
-                refusals.append(Refusal(module, "the adapter is already there"))
-            elif any(source not in graph.parameters for source in sources):
-                refusals.append(Refusal(module, "the decoder has no adapter here"))
-            else:
-                (self._merge if self.form is AdapterForm.MERGED else self._branch)(graph, node, (base, *sources))
-                num_fired += 1
-        return PassReport(self.name, num_fired, tuple(refusals))
+def _refusal(graph: StepGraph, node: fx.Node, options: PassOptions) -> str | None:
+    name = weight_name(node.args[1])
+    if not options.role.uses_adapter:
+        return f"role {options.role} runs the base weights"
+    if not options.drafts_with_adapter:
+        return "no adapter to apply"
+    if name is None or not name.endswith(_BASE_SUFFIX):
+        return "not a plain output projection" if name is None or not name.endswith(MERGED_SUFFIX) else "already merged"
+    if adapter_sources(name)[0] in graph.weights:
+        return "already has its low-rank branch"
+    return None
 
-    def _branch(self, graph: StepGraph, node: fx.Node, names: tuple[str, ...]) -> None:
-        _, down, up = names
-        with graph.graph.inserting_after(node):
-            total = graph.graph.call_function(torch.ops.aten.add.Tensor, (node, node))
-        total.meta["adapter"] = True
-        with graph.graph.inserting_before(total):
-            narrow = graph.graph.call_function(LINEAR, (node.args[0], graph.add_weight(down, graph.parameters[down])))
-            wide = graph.graph.call_function(LINEAR, (narrow, graph.add_weight(up, graph.parameters[up])))
-            branch = graph.graph.call_function(torch.ops.aten.mul.Tensor, (wide, self.scale))
-        node.replace_all_uses_with(total)
-        total.args = (node, branch)
 
-    def _merge(self, graph: StepGraph, node: fx.Node, names: tuple[str, ...]) -> None:
-        base, down, up = (graph.parameters[name] for name in names)
-        merged = names[0].replace(SUFFIX, ".draft_o_proj.weight")
-        graph.derived[merged] = WeightLayout(names, transposed=False, dtype="", combine=Combine.MERGE_ADAPTER)
-        with graph.graph.inserting_before(node):
-            node.update_arg(1, graph.add_weight(merged, base + self.scale * (up @ down)))
+def adapter_sources(base: str) -> tuple[str, str]:
+    """Decoder names of A [r,H*D] and B [hidden,r] that belong to the output projection `base`."""
+    stem = base.removesuffix(_BASE_SUFFIX)
+    return f"{stem}.adapter.lora_A.weight", f"{stem}.adapter.lora_B.weight"
+
+
+def _merge(graph: StepGraph, node: fx.Node) -> None:
+    base = node.args[1]
+    name = str(base.target)  # type: ignore[union-attr]
+    layout = WeightLayout((name, *adapter_sources(name)), False, graph.weights[name].dtype, Combine.MERGE_ADAPTER)
+    merged = graph.add_weight(name.removesuffix(_BASE_SUFFIX) + MERGED_SUFFIX, layout, base.meta[NODE_VALUE])  # type: ignore[union-attr]
+    node.update_arg(1, merged)
+
+
+def _add_branch(graph: StepGraph, node: fx.Node, adapter: AdapterFacts | None) -> None:
+    assert adapter is not None, "checked by _refusal"
+    mixed, base = node.args[0], str(node.args[1].target)  # type: ignore[union-attr]
+    value, dtype = node.args[1].meta[NODE_VALUE], graph.weights[base].dtype  # type: ignore[union-attr]
+    shapes = ((adapter.rank, value.shape[1]), (value.shape[0], adapter.rank))
+    down, up = (
+        graph.add_weight(name, WeightLayout((name,), False, dtype), value.new_empty(shape))
+        for name, shape in zip(adapter_sources(base), shapes, strict=True)
+    )
+    users = list(node.users)
+    after = node.next
+    low = graph.call(after, _LINEAR, mixed, down)
+    branch = graph.call(after, _MUL, graph.call(after, _LINEAR, low, up), adapter.scale)
+    total = graph.call(after, _ADD, node, branch)
+    for user in users:
+        user.replace_input_with(node, total)

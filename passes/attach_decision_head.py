@@ -1,42 +1,35 @@
-"""Decide on the device: return a token and its probability per row in place of logits.
+"""Let the engine decide: which token, and how sure. Only two numbers per row leave it instead of V.
 
-Before: ... -> logits
-After:  ... -> logits -> decision_head(mask_token_id) -> token, confidence [, logits]
+before: outputs logits [B,S,V], ...
+after:  outputs token int64 [B,S], confidence fp32 [B,S], ...     (and logits fp32 where the build keeps them for sampling)
 """
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
-
 import torch
 
+import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.contract import CONFIDENCE, LOGITS, TOKEN
-from nemodiff_trt.passes.base import PassReport, Refusal, StepGraph
+from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+
+_DECISION_HEAD = torch.ops.nemodiff.decision_head.default
+_CAST = torch.ops.aten._to_copy.default  # noqa: SLF001 - the operator's own name
 
 
-@dataclass(frozen=True, slots=True)
-class AttachDecisionHead:
-    """Fires once. `keep_logits` leaves the logits among the outputs, for sampling."""
-
-    mask_token_id: int
-    keep_logits: bool = False
-    name: str = "attach_decision_head"
-
-    def __call__(self, graph: StepGraph) -> PassReport:
-        if TOKEN in graph.output_names:
-            return PassReport(self.name, 0, (Refusal(TOKEN, "the graph already decides"),))
-        if LOGITS not in graph.output_names:
-            return PassReport(self.name, 0, (Refusal("output", "the graph returns no logits"),))
-        output, place = graph.output_node, graph.output_names.index(LOGITS)
-        values = list(output.args[0])
-        with graph.graph.inserting_before(output):
-            head = graph.graph.call_function(torch.ops.nemodiff.decision_head.default, (values[place], self.mask_token_id))
-            decided = [graph.graph.call_function(operator.getitem, (head, index)) for index in (0, 1)]
-        kept = [values[place]] if self.keep_logits else []
-        values[place : place + 1] = [*decided, *kept]
-        names = list(graph.output_names)
-        names[place : place + 1] = [TOKEN, CONFIDENCE, *([LOGITS] if self.keep_logits else [])]
-        output.update_arg(0, tuple(values))
-        graph.output_names = tuple(names)
-        return PassReport(self.name, 1)
+def attach_decision_head(graph: StepGraph, options: PassOptions) -> PassReport:
+    """Count: 1 when the head is attached."""
+    name, outputs = attach_decision_head.__name__, graph.outputs
+    if TOKEN in outputs:
+        return PassReport(name, 0, (Refusal(TOKEN, "the graph already decides"),))
+    if LOGITS not in outputs:
+        return PassReport(name, 0, (Refusal(LOGITS, "no such output"),))
+    logits = outputs.pop(LOGITS)
+    decision = graph.call(logits.next, _DECISION_HEAD, logits, options.model.mask_token_id)
+    token, confidence = graph.pieces(decision)
+    decided = {TOKEN: token, CONFIDENCE: confidence}
+    if options.keep_logits:
+        is_wide = logits.meta[NODE_VALUE].dtype == torch.float32
+        decided[LOGITS] = logits if is_wide else graph.call(confidence.next, _CAST, logits, dtype=torch.float32)
+    graph.set_outputs({**decided, **outputs})
+    return PassReport(name, 1)

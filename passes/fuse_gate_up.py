@@ -1,22 +1,35 @@
-"""One matrix for both halves of the gated feed-forward.
+"""One projection for both halves of the gated feed-forward.
 
-Before: silu(linear(x, Wgate)) * linear(x, Wup)
-After:  both = linear(x, [Wgate; Wup]); silu(first half of both) * second half of both
+before: silu(linear(x, Wgate)) * linear(x, Wup)
+after:  silu(gate) * up     with gate, up = split(linear(x, [Wgate; Wup]))
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import torch
+from torch import fx
 
-from nemodiff_trt.passes.base import PassReport, StepGraph
-from nemodiff_trt.passes.parallel_linears import fuse_parallel_linears
+from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.fuse_projections import fuse, why_not
+from nemodiff_trt.passes.graph import StepGraph, is_call
+
+_MUL, _SILU = torch.ops.aten.mul.Tensor, torch.ops.aten.silu.default
 
 
-@dataclass(frozen=True, slots=True)
-class FuseGateUp:
-    """Fires once per layer."""
-
-    name: str = "fuse_gate_up"
-
-    def __call__(self, graph: StepGraph) -> PassReport:
-        return fuse_parallel_linears(graph, self.name, ("gate_proj", "up_proj"), "gate_up_proj")
+def fuse_gate_up(graph: StepGraph, options: PassOptions) -> PassReport:
+    """Count: gated products whose two projections became one."""
+    fused, refusals = 0, []
+    for product in graph.calls(_MUL):
+        activated, up = product.args
+        if not isinstance(activated, fx.Node) or not is_call(activated, _SILU):
+            continue
+        projections = (activated.args[0], up)
+        reason = why_not(graph, projections)
+        if reason:
+            refusals.append(Refusal(product.name, reason))
+            continue
+        linears = tuple(node for node in projections if isinstance(node, fx.Node))
+        name = str(linears[0].args[1].target)  # type: ignore[union-attr]
+        fuse(graph, linears, name.replace("gate_proj", "gate_up_proj"))
+        fused += 1
+    return PassReport(fuse_gate_up.__name__, fused, tuple(refusals))

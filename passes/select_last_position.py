@@ -1,37 +1,46 @@
-"""Run the final norm and the head of a prefill on one position per sequence.
+"""Prefill answers one row per sequence: gather it before the final norm, so that the vocabulary projection runs on one row.
 
-Before: x -> rms_norm(final) -> linear(head) -> logits [B,S,V]
-After:  x -> select_position(last_index) -> rms_norm(final) -> linear(head) -> logits [B,1,V]
+before: logits [B,S,V] = linear(rms_norm(x, w), W)
+after:  logits [B,1,V] = linear(rms_norm(select_position(x, last_index), w), W)     with the new input last_index int64 [B]
+
+The row of the last real token differs per sequence, because prompts of a batch are padded on the right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from torch import fx
 
+import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.contract import CACHE_LENGTH, LAST_INDEX, LOGITS
-from nemodiff_trt.passes.base import LINEAR, PassReport, Refusal, StepGraph
+from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph, is_call
+
+_LINEAR = torch.ops.aten.linear.default
+_RMS_NORM = torch.ops.nemodiff.rms_norm.default
+_SELECT = torch.ops.nemodiff.select_position.default
 
 
-@dataclass(frozen=True, slots=True)
-class SelectLastPosition:
-    """Fires once, on the norm that feeds the logits."""
+def select_last_position(graph: StepGraph, options: PassOptions) -> PassReport:
+    """Count: 1 when the row is selected."""
+    name = select_last_position.__name__
+    if LAST_INDEX in graph.inputs:
+        return PassReport(name, 0, (Refusal(LAST_INDEX, "the graph already selects a row"),))
+    head = graph.outputs.get(LOGITS)
+    norm = head.args[0] if head is not None and is_call(head, _LINEAR) else None
+    if not isinstance(norm, fx.Node) or not is_call(norm, _RMS_NORM):
+        return PassReport(name, 0, (Refusal(LOGITS, "not a linear layer behind a normalisation"),))
+    x = norm.args[0]
+    assert isinstance(x, fx.Node), "a normalisation normalises a tensor"
+    lengths = graph.inputs[CACHE_LENGTH].meta[NODE_VALUE]
+    last_index = graph.add_input(LAST_INDEX, CACHE_LENGTH, torch.empty_like(lengths))
+    selected = graph.call(norm, _SELECT, x, last_index)
+    norm.update_arg(0, selected)
+    _infer_again(norm, head)  # type: ignore[arg-type]
+    return PassReport(name, 1)
 
-    name: str = "select_last_position"
 
-    def __call__(self, graph: StepGraph) -> PassReport:
-        if LAST_INDEX in graph.placeholders():
-            return PassReport(self.name, 0, (Refusal(LAST_INDEX, "the position is already selected"),))
-        if LOGITS not in graph.output_names:
-            return PassReport(self.name, 0, (Refusal("output", "the graph returns no logits"),))
-        logits = graph.output_node.args[0][graph.output_names.index(LOGITS)]
-        norm = logits.args[0] if logits.target is LINEAR else None
-        if norm is None or norm.target is not torch.ops.nemodiff.rms_norm.default or len(norm.users) != 1:
-            return PassReport(self.name, 0, (Refusal(logits.name, "logits do not come from rms_norm and linear alone"),))
-        with graph.graph.inserting_after(graph.placeholders()[CACHE_LENGTH]):
-            last_index = graph.graph.placeholder(LAST_INDEX)
-        with graph.graph.inserting_before(norm):
-            row = graph.graph.call_function(torch.ops.nemodiff.select_position.default, (norm.args[0], last_index))
-        norm.update_arg(0, row)
-        return PassReport(self.name, 1)
+def _infer_again(*nodes: fx.Node) -> None:
+    """Fake results of `nodes` after the shape of their input changed."""
+    for node in nodes:
+        node.meta[NODE_VALUE] = node.target(*fx.node.map_arg(node.args, lambda argument: argument.meta[NODE_VALUE]))  # type: ignore[operator]

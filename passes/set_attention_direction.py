@@ -1,33 +1,30 @@
-"""Make every attention of a step causal or bidirectional.
+"""Give every attention of a step the direction of its role.
 
-Before: attention(q, k, v, length, num_heads, causal=True)
-After:  attention(q, k, v, length, num_heads, causal=False)
+before: nemodiff::attention(q, k, v, cache_length, H, causal=True)
+after:  nemodiff::attention(q, k, v, cache_length, H, causal=False)     in denoise and draft steps
 
-The captured graph is causal; `denoise` and `draft` are the same graph read in both directions.
+Reference: tri-mode decoding, arXiv 2607.05722: a diffusion step lets every token of the block see the whole block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from nemodiff_trt.passes.base import PassReport, StepGraph
+import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
+from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.graph import StepGraph
 
-CAUSAL_ARGUMENT = 5
+_ATTENTION = torch.ops.nemodiff.attention.default
+_CAUSAL_ARGUMENT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class SetAttentionDirection:
-    """Fires once per attention whose direction differs from `causal`."""
-
-    causal: bool
-    name: str = "set_attention_direction"
-
-    def __call__(self, graph: StepGraph) -> PassReport:
-        num_fired = 0
-        for node in graph.calls(torch.ops.nemodiff.attention.default):
-            if node.args[CAUSAL_ARGUMENT] != self.causal:
-                node.update_arg(CAUSAL_ARGUMENT, self.causal)
-                num_fired += 1
-        return PassReport(self.name, num_fired)
+def set_attention_direction(graph: StepGraph, options: PassOptions) -> PassReport:
+    """Count: attention nodes whose direction changed."""
+    causal, changed, refusals = options.role.is_causal, 0, []
+    for node in graph.calls(_ATTENTION):
+        if node.args[_CAUSAL_ARGUMENT] is causal:
+            refusals.append(Refusal(node.name, f"already has causal={causal}"))
+            continue
+        node.update_arg(_CAUSAL_ARGUMENT, causal)
+        changed += 1
+    return PassReport(set_attention_direction.__name__, changed, tuple(refusals))

@@ -54,7 +54,7 @@ def split_sources(model: ModelConfig, layouts: dict[str, WeightLayout], stored: 
             tensor = torch.from_numpy(stored[name])
         tensor = tensor.t() if layout.transposed else tensor
         widths = [source_width(model, source) for source in layout.sources] if len(layout.sources) > 1 else [tensor.shape[0]]
-        found.update(zip(layout.sources, tensor.split(widths), strict=True))
+        found.update(zip(layout.sources, torch.split(tensor, widths), strict=True))
     return found
 
 
