@@ -1,0 +1,226 @@
+"""Session over ONNX Runtime on the CPU. A step copies the token ids in, runs, and allocates nothing.
+
+Memory: the ONNX files hold no weights. Every `InferenceSession` maps the one weight file, raw and packed matrices alike,
+so that all roles share the same physical pages. Keys and values are updated in place: past and present are bound to one buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from nemodiff_trt import contract
+from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
+from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.vocabulary import Role, Target
+
+_SESSION_CONFIG = {
+    # Packing makes large passing copies; from the arena they would stay with the session for good.
+    "session.use_device_allocator_for_initializers": "1",
+    # Every role has threads of its own: those of one must not spin while the next one runs.
+    "session.force_spinning_stop": "1",
+}
+_ERRORS_ONLY = 3
+
+
+@dataclass(slots=True)
+class _Binding:
+    """Everything one step shape needs, bound once: arrays that the engine reads and writes, and the result over them."""
+
+    engine: Any
+    io: Any
+    input_ids: np.ndarray
+    cache_length: np.ndarray
+    last_index: np.ndarray | None
+    output: StepOutput
+
+
+class BoundCache(KVCache[np.ndarray]):
+    """Keys and values in numpy memory, and the bindings of the step shapes that ran on it."""
+
+    __slots__ = ("bindings", "owner")
+
+    def __init__(self, owner: OnnxRuntimeSession, batch_size: int) -> None:
+        model, capacity = owner.model, owner.limits.cache_capacity
+        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        # Pages of zeros cost nothing before they are written to.
+        keys, values = ([np.zeros(shape, owner.cache_dtype) for _ in layers] for _ in range(2))
+        super().__init__(keys, values, batch_size, capacity)
+        self.owner = owner
+        self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+
+class OnnxRuntimeSession:
+    """Runs the roles of a bundle built for the target onnxruntime. Not safe for use from several threads at once."""
+
+    def __init__(self, bundle: Bundle, engines: dict[Role, Any]) -> None:
+        """Use `open`. `engines` are the `InferenceSession` of each role; roles may share one."""
+        manifest = bundle.manifest
+        self._engines = engines
+        self._model, self._limits = manifest.model, manifest.limits
+        self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.precision])
+        block = range(1, manifest.limits.block_length + 1)
+        steps = {Role.PREFILL: range(1, manifest.limits.prefill_chunk + 1), Role.DECODE: range(1, 2)}
+        self._steps = {role: steps.get(role, block) for role in engines}
+
+    @classmethod
+    def open(cls, bundle: Bundle, num_threads: int | None = None) -> OnnxRuntimeSession:
+        """Make the engines of all roles.
+
+        Args:
+            bundle: an opened bundle.
+            num_threads: threads a step may use; None for all CPUs this process may run on.
+
+        Raises:
+            BundleError: the bundle is for another target, or an engine cannot be loaded or breaks the step contract.
+            InvalidInputError: `num_threads` is not positive.
+        """
+        manifest = bundle.manifest
+        if manifest.target is not Target.ONNXRUNTIME:
+            raise BundleError(f"{bundle.path} was built for {manifest.target}; this session runs {Target.ONNXRUNTIME}")
+        if num_threads is not None and num_threads < 1:
+            raise InvalidInputError("num_threads", num_threads, "an integer of at least 1")
+        threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
+        by_file: dict[str, Any] = {}
+        engines: dict[Role, Any] = {}
+        for role, engine in manifest.roles.items():
+            if engine.file not in by_file:
+                by_file[engine.file] = _load_engine(bundle, engine.file, threads)
+            engines[role] = by_file[engine.file]
+            _check_contract(bundle, role, engine.file, engines[role])
+        return cls(bundle, engines)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._model
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return frozenset(self._engines)
+
+    def create_cache(self, batch_size: int) -> BoundCache:
+        """Empty cache for `batch_size` rows.
+
+        Raises:
+            InvalidInputError: the engines were built for fewer rows.
+        """
+        if not 1 <= batch_size <= self._limits.max_batch_size:
+            raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
+        return BoundCache(self, batch_size)
+
+    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+        """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
+
+        Raises:
+            InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
+        """
+        if not isinstance(cache, BoundCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        step = input_ids.shape[-1]
+        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        if input_ids.shape != binding.input_ids.shape:
+            raise InvalidInputError("input_ids", input_ids.shape, f"shape {binding.input_ids.shape} for this cache")
+        # A list: for a handful of rows faster than a reduction.
+        longest = max(cache.length.tolist())
+        if longest + step > cache.capacity:
+            raise InvalidInputError("cache_length", longest, f"at most {cache.capacity - step} before a step of {step} tokens")
+        np.copyto(binding.input_ids, input_ids)
+        np.copyto(binding.cache_length, cache.length)
+        if binding.last_index is not None:
+            _copy_last_index(binding.last_index, last_index, step)
+        binding.engine.run_with_iobinding(binding.io)
+        return binding.output
+
+    def _bind(self, role: Role, step: int, cache: BoundCache) -> _Binding:
+        """Allocate and bind the buffers of one step shape."""
+        if role not in self._engines:
+            raise InvalidInputError("role", str(role), f"{', '.join(sorted(self._engines))} in this bundle")
+        if step not in self._steps[role]:
+            raise InvalidInputError("input_ids", f"{step} tokens", f"1 to {self._steps[role][-1]} tokens in a {role} step")
+        batch, engine = cache.batch_size, self._engines[role]
+        rows = 1 if role is Role.PREFILL else step
+        output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
+        binding = _Binding(
+            engine,
+            engine.io_binding(),
+            np.zeros((batch, step), np.int64),
+            np.zeros(batch, np.int64),
+            np.zeros(batch, np.int64) if role is Role.PREFILL else None,
+            output,
+        )
+        inputs = {contract.INPUT_IDS: binding.input_ids, contract.CACHE_LENGTH: binding.cache_length}
+        if binding.last_index is not None:
+            inputs[contract.LAST_INDEX] = binding.last_index
+        for name, array in inputs.items():
+            binding.io.bind_ortvalue_input(name, _over(array))
+        for name, array in ((contract.TOKEN, output.token), (contract.CONFIDENCE, output.confidence)):
+            binding.io.bind_ortvalue_output(name, _over(array))
+        for layer in range(self._model.num_hidden_layers):
+            for past, present, buffer in (
+                (contract.past_key(layer), contract.present_key(layer), cache.keys[layer]),
+                (contract.past_value(layer), contract.present_value(layer), cache.values[layer]),
+            ):
+                # One value for both sides: the update happens in place.
+                value = _over(buffer)
+                binding.io.bind_ortvalue_input(past, value)
+                binding.io.bind_ortvalue_output(present, value)
+        cache.bindings[role, step] = binding
+        return binding
+
+
+def _over(array: np.ndarray) -> Any:
+    """ONNX Runtime value over the memory of a contiguous array, which the caller keeps alive."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _copy_last_index(target: np.ndarray, last_index: np.ndarray | None, step: int) -> None:
+    if last_index is None or last_index.shape != target.shape:
+        raise InvalidInputError("last_index", last_index, f"int64 of shape {target.shape} for a prefill step")
+    wanted = last_index.tolist()
+    if min(wanted) < 0 or max(wanted) >= step:
+        raise InvalidInputError("last_index", wanted, f"0 to {step - 1}, the tokens of the step")
+    np.copyto(target, last_index)
+
+
+def _load_engine(bundle: Bundle, file: str, num_threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # Weights are named relative to the bundle, which only a model given as bytes can resolve.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    for key, value in _SESSION_CONFIG.items():
+        options.add_session_config_entry(key, value)
+    try:
+        content = (bundle.path / file).read_bytes()
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's exceptions share no other base.
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise BundleError(f"{file}: onnxruntime {ort.__version__} cannot load it ({reason})") from error
+
+
+def _check_contract(bundle: Bundle, role: Role, file: str, engine: Any) -> None:
+    """Compare the engine's tensor names with the step contract."""
+    manifest = bundle.manifest
+    wanted = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+    for kind, found, specs in (
+        ("inputs", engine.get_inputs(), wanted.inputs),
+        ("outputs", engine.get_outputs(), wanted.outputs),
+    ):
+        names = {spec.name for spec in specs}
+        if {value.name for value in found} != names:
+            raise BundleError(f"{file}: its {kind} are not those of role {role}; build the bundle again")
