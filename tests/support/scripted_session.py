@@ -1,0 +1,126 @@
+"""A session whose tokens are a pure function of the tokens before them, so that every decoding rule has an exact answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.session_eager import ALL_ROLES
+from nemodiff_trt.vocabulary import Role
+from support.checkpoints import tiny_config
+
+Prefix = tuple[int, ...]
+# Successor of a prefix.
+NextToken = Callable[[Prefix], int]
+# Tokens and confidences of a whole block after a prefix.
+Guess = Callable[[Prefix, Prefix], list[tuple[int, float]]]
+
+EOS, END_THINK, MASK = 11, 13, 100
+_NEVER_WRITTEN = -1_000_000
+
+
+def unit(*parts: Any) -> float:
+    """A number from 0 to 1 that depends on nothing but `parts`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def random_text(seed: int, vocab_size: int = 40, specials: float = 0.05) -> NextToken:
+    """Successors drawn from ids below `vocab_size`, with EOS and </think> among them at the given rate each."""
+
+    def next_token(prefix: Prefix) -> int:
+        value = unit(seed, prefix)
+        if value < specials:
+            return EOS
+        if value < 2 * specials:
+            return END_THINK
+        return 14 + int(unit(seed, "token", prefix) * (vocab_size - 14))
+
+    return next_token
+
+
+def counting(first: int = 200) -> NextToken:
+    """The successor of a prefix of n tokens is `first` + n."""
+    return lambda prefix: first + len(prefix)
+
+
+def guess_from(next_token: NextToken, seed: int, accuracy: float) -> Guess:
+    """Guesses that follow `next_token` with probability `accuracy` each, and are some other token otherwise.
+
+    A position is judged by the known tokens left of it only, as far as they reach, so guesses get better as masks are filled.
+    """
+
+    def guess(prefix: Prefix, block: Prefix) -> list[tuple[int, float]]:
+        known, answers = prefix + block[:1], [(0, 0.0)]
+        for offset in range(1, len(block)):
+            right = next_token(known)
+            is_right = unit(seed, "right", known, offset) < accuracy
+            token = right if is_right else 14 + int(unit(seed, "wrong", known, block, offset) * 26)
+            answers.append((token, unit(seed, "confidence", known, block, offset)))
+            known += (block[offset] if block[offset] != MASK else token,)
+        return answers
+
+    return guess
+
+
+class ScriptedSession:
+    """Keeps tokens instead of keys and values, and refuses to read what a causal run did not write, or to write too far."""
+
+    def __init__(self, next_token: NextToken, guess: Guess | None = None, limits: Limits | None = None) -> None:
+        self.next_token = next_token
+        self.guess = guess or guess_from(next_token, 0, 1.0)
+        self._limits = limits or Limits(max_batch_size=8, max_seq_len=64, block_length=32, prefill_chunk=16)
+        # (role, S) of every run.
+        self.runs: list[tuple[Role, int]] = []
+
+    @property
+    def model(self) -> ModelConfig:
+        return tiny_config()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return ALL_ROLES
+
+    def create_cache(self, batch_size: int) -> KVCache[Any]:
+        slots = np.full((batch_size, self._limits.cache_capacity), _NEVER_WRITTEN)
+        return KVCache([slots], [], batch_size, self._limits.cache_capacity)
+
+    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+        batch, step = input_ids.shape
+        assert batch == cache.batch_size
+        assert input_ids.dtype == np.int64
+        assert (role is Role.PREFILL) == (last_index is not None)
+        assert step <= {Role.PREFILL: self._limits.prefill_chunk, Role.DECODE: 1}.get(role, self._limits.block_length)
+        self.runs.append((role, step))
+        rows = [
+            self._run_row(role, ids, slots, int(length))
+            for ids, slots, length in zip(input_ids, cache.keys[0], cache.length, strict=True)
+        ]
+        token = np.array([[token for token, _ in row] for row in rows])
+        confidence = np.array([[value for _, value in row] for row in rows], np.float32)
+        if last_index is None:
+            return StepOutput(token, confidence)
+        picked = np.arange(batch), last_index
+        return StepOutput(token[picked][:, None], confidence[picked][:, None])
+
+    def _run_row(self, role: Role, ids: np.ndarray, slots: np.ndarray, length: int) -> list[tuple[int, float]]:
+        end = length + len(ids)
+        assert end <= self._limits.cache_capacity, "a run writes beyond the cache"
+        prefix, block = tuple(slots[:length].tolist()), tuple(ids.tolist())
+        assert all(token >= 0 for token in prefix), "a run reads what no causal run wrote"
+        # Below zero: nothing may read what a bidirectional run wrote.
+        slots[length:end] = ids if role.is_causal else -1 - ids
+        if role.is_causal:
+            return [(self.next_token(prefix + block[: offset + 1]), 1.0) for offset in range(len(block))]
+        return self.guess(prefix, block)
