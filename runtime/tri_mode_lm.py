@@ -45,18 +45,20 @@ class TriModeLM:
         self._spare_cache: KVCache[Any] | None = None
 
     @classmethod
-    def from_bundle(cls, path: str | Path, verify: bool = True) -> TriModeLM:
+    def from_bundle(cls, path: str | Path, verify: bool = True, num_threads: int | None = None) -> TriModeLM:
         """Open the bundle at `path` and its engines.
 
         Args:
             path: folder that `build_engines` wrote.
             verify: compare the checksum of every file first.
+            num_threads: CPU threads a step may use; None for all CPUs of the process.
 
         Raises:
             BundleError: a file is missing, altered or unknown, or nothing here runs the bundle's target.
+            InvalidInputError: `num_threads` is not positive.
         """
         bundle = Bundle.open(path, verify=verify)
-        return cls(open_session(bundle), Tokenizer.from_dir(bundle.tokenizer_dir))
+        return cls(open_session(bundle, num_threads), Tokenizer.from_dir(bundle.tokenizer_dir))
 
     def generate(
         self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, **changes: Any
