@@ -30,6 +30,10 @@ def select_last_position(graph: StepGraph, options: PassOptions) -> PassReport:
     norm = head.args[0] if head is not None and is_call(head, _LINEAR) else None
     if not isinstance(norm, fx.Node) or not is_call(norm, _RMS_NORM):
         return PassReport(name, 0, (Refusal(LOGITS, "not a linear layer behind a normalisation"),))
+    # Every other reader would silently lose rows.
+    others = [user for user in (*norm.users, *head.users) if user is not head and user.op != "output"]  # type: ignore[union-attr]
+    if others:
+        return PassReport(name, 0, (Refusal(LOGITS, f"all rows are also read by {others[0].name}"),))
     x = norm.args[0]
     assert isinstance(x, fx.Node), "a normalisation normalises a tensor"
     lengths = graph.inputs[CACHE_LENGTH].meta[NODE_VALUE]
