@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from nemodiff_trt.bundle import WeightLayout
+from nemodiff_trt.errors import PassError
 
 NODE_VALUE = "val"
 
@@ -76,8 +77,14 @@ class StepGraph:
         return node
 
     def add_weight(self, name: str, layout: WeightLayout, value: Tensor) -> fx.Node:
-        """The node of weight `name`, created on first use."""
+        """The node of weight `name`, created on first use.
+
+        Raises:
+            PassError: the graph has a weight of this name that is stored in another way.
+        """
         if name in self.weights:
+            if self.weights[name] != layout:
+                raise PassError(f"{name}: laid out as {self.weights[name]} and as {layout}")
             return next(node for node in self.weight_nodes() if node.target == name)
         with self.graph.inserting_after(list(self.inputs.values())[-1]):
             node = self.graph.create_node("get_attr", name)

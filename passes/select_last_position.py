@@ -31,7 +31,8 @@ def select_last_position(graph: StepGraph, options: PassOptions) -> PassReport:
     if not isinstance(norm, fx.Node) or not is_call(norm, _RMS_NORM):
         return PassReport(name, 0, (Refusal(LOGITS, "not a linear layer behind a normalisation"),))
     # Every other reader would silently lose rows.
-    others = [user for user in (*norm.users, *head.users) if user is not head and user.op != "output"]  # type: ignore[union-attr]
+    others = [user for user in norm.users if user is not head]
+    others += [user for user in head.users if user.op != "output"]  # type: ignore[union-attr]
     if others:
         return PassReport(name, 0, (Refusal(LOGITS, f"all rows are also read by {others[0].name}"),))
     x = norm.args[0]

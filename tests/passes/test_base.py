@@ -107,10 +107,14 @@ class TestStepGraph:
 
     def test_a_weight_exists_once(self) -> None:
         graph = two_linears()
-        again = graph.add_weight("a.weight", WeightLayout(("other",), True, "float16"), torch.empty(1, device="meta"))
+        again = graph.add_weight("a.weight", WeightLayout(("a.weight",), False, "float64"), torch.empty(4, 3, device="meta"))
         assert again is graph.calls(aten.linear.default)[0].args[1]
-        assert graph.weights["a.weight"] == WeightLayout(("a.weight",), False, "float64")
         assert len(graph.weight_nodes()) == 2
+
+    def test_a_name_stands_for_one_layout(self) -> None:
+        other = WeightLayout(("b.weight",), False, "float64")
+        with pytest.raises(PassError, match=r"a\.weight: laid out as"):
+            two_linears().add_weight("a.weight", other, torch.empty(4, 3, device="meta"))
 
     def test_calls_infer_their_result(self) -> None:
         graph = two_linears()

@@ -43,9 +43,10 @@ class GraphBuilder:
         return node
 
     def weight(self, name: str, *shape: int, layout: WeightLayout | None = None) -> fx.Node:
+        """The weight of this name; `layout` counts when it is first mentioned."""
         value = torch.empty(shape, dtype=self.dtype, device="meta")
-        dtype_name = str(self.dtype).removeprefix("torch.")
-        return self.step.add_weight(name, layout or WeightLayout((name,), False, dtype_name), value)
+        stored = layout or WeightLayout((name,), False, str(self.dtype).removeprefix("torch."))
+        return self.step.add_weight(name, self.step.weights.get(name, stored), value)
 
     def linear(self, x: fx.Node, name: str, num_out: int) -> fx.Node:
         return self.call(torch.ops.aten.linear.default, x, self.weight(name, num_out, x.meta[NODE_VALUE].shape[-1]))
