@@ -1,0 +1,33 @@
+"""The `nemodiff` application: its commands and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+from nemodiff_trt.command_line import dataclass_command
+from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
+from nemodiff_trt.runtime.cli.check import CheckArguments, check
+from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
+from nemodiff_trt.runtime.cli.inspect import inspect
+from nemodiff_trt.runtime.cli.train import train
+
+
+def build_app() -> typer.Typer:
+    """A fresh application; nothing but Typer is loaded by making it."""
+    app = typer.Typer(
+        name="nemodiff",
+        help="Run Nemotron-Labs-Diffusion bundles: autoregressive, block diffusion, self-speculation.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command("generate")(dataclass_command("generate", GenerateArguments, generate))
+    app.command("chat")(dataclass_command("chat", ChatArguments, chat))
+    app.command("inspect")(inspect)
+    app.command("check")(dataclass_command("check", CheckArguments, check))
+    # The arguments belong to the training commands, which parse them (and --help) once they are loaded.
+    app.command(
+        "train",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(train)
+    return app

@@ -1,0 +1,144 @@
+"""`nemodiff inspect`: what a bundle holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from nemodiff_trt.runtime.cli.options import AsJson, BundleDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemodiff_trt.bundle import Bundle
+    from nemodiff_trt.contract import TensorSpec
+
+
+def inspect(bundle: BundleDir, as_json: AsJson = False) -> None:
+    """Print roles, files, shapes, sizes and the pass report of a bundle; compares sizes of files, not checksums."""
+    from nemodiff_trt.bundle import Bundle as OpenedBundle
+    from nemodiff_trt.runtime.cli.output import write_json
+
+    facts = describe(OpenedBundle.open(bundle, verify=False))
+    if as_json:
+        write_json(facts)
+    else:
+        _print(facts)
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Facts of a bundle as JSON values."""
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "target": str(manifest.target),
+        "precision": str(manifest.precision),
+        "modes": [str(mode) for mode in manifest.modes],
+        "limits": {**dataclasses.asdict(manifest.limits), "cache_capacity": manifest.limits.cache_capacity},
+        "model": manifest.model.to_dict(),
+        "adapter": dataclasses.asdict(manifest.adapter) if manifest.adapter else None,
+        "build_key": manifest.build_key,
+        "tool_versions": manifest.tool_versions,
+        "roles": _roles(bundle),
+        "files": {name: entry.num_bytes for name, entry in sorted(manifest.files.items())},
+        "num_bytes": sum(entry.num_bytes for entry in manifest.files.values()),
+        "cache_bytes_per_sequence": _cache_bytes(bundle),
+        "report": bundle.report(),
+    }
+
+
+def _roles(bundle: Bundle) -> dict[str, Any]:
+    from nemodiff_trt.contract import step_contract
+
+    manifest = bundle.manifest
+    found = {}
+    for role, engine in manifest.roles.items():
+        contract = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+        found[str(role)] = {
+            "file": engine.file,
+            "num_bytes": manifest.files[engine.file].num_bytes,
+            "shared_with": [str(other) for other in engine.shared_with],
+            "inputs": [_tensor(spec) for spec in contract.inputs],
+            "outputs": [_tensor(spec) for spec in contract.outputs],
+        }
+    return found
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "alias_of": spec.alias_of}
+
+
+def _cache_bytes(bundle: Bundle) -> int:
+    import numpy as np
+
+    from nemodiff_trt.contract import ENGINE_FLOAT
+
+    manifest = bundle.manifest
+    name = ENGINE_FLOAT[manifest.precision]
+    item_bytes = 2 if name == "bfloat16" else np.dtype(name).itemsize
+    slots = manifest.limits.cache_capacity * manifest.model.num_hidden_layers
+    return 2 * slots * manifest.model.key_value_width * item_bytes
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    limits, model = facts["limits"], facts["model"]
+    console.print(f"[bold]{facts['path']}[/]  {facts['target']} {facts['precision']}, {decimal(facts['num_bytes'])}")
+    rows = {
+        "modes": ", ".join(facts["modes"]),
+        "model": f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, heads {model['num_attention_heads']}/"
+        f"{model['num_key_value_heads']} of {model['head_dim']}, vocabulary {model['vocab_size']}",
+        "adapter": f"rank {facts['adapter']['rank']}, scale {facts['adapter']['scale']:g}" if facts["adapter"] else "none",
+        "limits": f"{limits['max_batch_size']} sequences of {limits['max_seq_len']} tokens, "
+        f"blocks to {limits['block_length']}, prefill chunks of {limits['prefill_chunk']}",
+        "cache": f"{decimal(facts['cache_bytes_per_sequence'])} a sequence, {limits['cache_capacity']} slots",
+        "build key": facts["build_key"],
+        "built with": ", ".join(f"{name} {version}" for name, version in facts["tool_versions"].items()),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        grid.add_row(f"[dim]{name}[/]", value)
+    console.print(grid)
+    roles = Table("role", "engine", "size", "inputs", "outputs", title="roles", title_justify="left")
+    for name, role in facts["roles"].items():
+        size = decimal(role["num_bytes"])
+        roles.add_row(name, role["file"], size, *(_shapes(role[side]) for side in ("inputs", "outputs")))
+    console.print(roles)
+    files = Table("file", "size", title="files", title_justify="left")
+    for name, num_bytes in facts["files"].items():
+        files.add_row(name, decimal(num_bytes))
+    console.print(files)
+    _print_passes(console, facts["report"])
+
+
+def _shapes(tensors: list[dict[str, Any]]) -> str:
+    """One line a tensor; of the caches only those of layer 0."""
+    lines = []
+    for tensor in tensors:
+        stem, _, layer = tensor["name"].rpartition("_")
+        is_cache = stem.startswith(("past", "present"))
+        if is_cache and layer != "0":
+            continue
+        name = f"{stem}_*" if is_cache else tensor["name"]
+        lines.append(f"{name} {tensor['dtype']}\\[{','.join(map(str, tensor['shape']))}]")
+    return "\n".join(lines)
+
+
+def _print_passes(console: Console, report: dict[str, Any]) -> None:
+    """How often each pass fired for each role, and what the build took."""
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    passes = report["passes"]
+    names = dict.fromkeys(entry["name"] for entries in passes.values() for entry in entries)
+    table = Table("pass", *passes, title="passes, times fired", title_justify="left")
+    for name in names:
+        counts = [next((str(entry["count"]) for entry in entries if entry["name"] == name), "") for entries in passes.values()]
+        table.add_row(name, *counts)
+    console.print(table)
+    seconds = sum(report["stage_seconds"].values())
+    console.print(f"[dim]built in {seconds:.1f} s, peak memory {decimal(report['peak_memory_bytes'])}[/]")

@@ -1,0 +1,43 @@
+"""Where text goes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemodiff_trt.runtime.stats import GenerationStats
+
+
+def write(text: str) -> None:
+    """Put `text` on standard output at once, as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(content: dict[str, Any]) -> None:
+    """One JSON object on a line of standard output."""
+    write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def notes() -> Console:
+    """Console on standard error, for progress and remarks."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def stats_line(stats: GenerationStats, finish_reason: str) -> str:
+    """Counts and speed of an answer in a few words."""
+    parts = [f"{stats.new_tokens} tokens", f"{stats.forward_passes} passes"]
+    if stats.tokens_per_forward is not None:
+        parts.append(f"{stats.tokens_per_forward:.2f} per pass")
+    if stats.mean_accepted is not None:
+        parts.append(f"{stats.mean_accepted:.1f} a cycle")
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.0f} tokens/s")
+    parts += [f"prefill {stats.prefill_ms:.0f} ms", f"ended by {finish_reason}"]
+    return " · ".join(parts)

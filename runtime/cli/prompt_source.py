@@ -1,0 +1,71 @@
+"""Prompts from the command line, a file or standard input.
+
+A file holds one prompt a line: a JSON object with "prompt" or "messages", or plain text. Empty lines are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nemodiff_trt.errors import InvalidInputError
+
+STDIN = "-"
+ANY_FORM = '--prompt TEXT, --prompts-file FILE or "-" for standard input'
+
+# A text, or the messages of a chat.
+PromptLine = str | list[dict[str, Any]]
+
+
+def read_prompts(prompts: list[str], prompts_file: str | None, source: str | None) -> list[PromptLine]:
+    """Prompts of the one way that was used to give them.
+
+    Raises:
+        InvalidInputError: none or several ways were used, the file cannot be read, or a line is not usable.
+    """
+    if source is not None and source != STDIN:
+        raise InvalidInputError("prompt", source, ANY_FORM)
+    given = [bool(prompts), prompts_file is not None, source is not None]
+    if sum(given) != 1:
+        raise InvalidInputError("prompt", f"{sum(given)} sources of prompts", f"exactly one of {ANY_FORM}")
+    if prompts:
+        return list(prompts)
+    found = _parse(_lines(prompts_file or STDIN))
+    if not found:
+        raise InvalidInputError("prompts-file", prompts_file or STDIN, "at least one line that is not empty")
+    return found
+
+
+def _lines(file: str) -> Iterable[str]:
+    try:
+        raw = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        # Not splitlines(): that also splits at separators which JSON strings and plain text may hold.
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except OSError as error:
+        raise InvalidInputError("prompts-file", file, f"a readable file ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("prompts-file", file, f"UTF-8 text (byte {error.start} is not)") from error
+
+
+def _parse(lines: Iterable[str]) -> list[PromptLine]:
+    return [_parse_line(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse_line(number: int, line: str) -> PromptLine:
+    """A line that starts like a JSON object must be one; any other is the prompt itself."""
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InvalidInputError(f"prompts-file line {number}", line[:40], f"a JSON object or plain text ({error})") from error
+    prompt, messages = content.get("prompt"), content.get("messages")
+    if isinstance(prompt, str) and messages is None:
+        return prompt
+    if isinstance(messages, list) and messages and prompt is None:
+        return messages
+    allowed = 'a text in "prompt" or a list in "messages"'
+    raise InvalidInputError(f"prompts-file line {number}", sorted(content), allowed)
