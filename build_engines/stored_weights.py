@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nemodiff_trt.bundle import AdapterFacts, Combine, WeightLayout
-from nemodiff_trt.bundle.safetensors_layout import Span
+from nemodiff_trt.bundle.safetensors_layout import Span, plan_spans
 from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.checkpoint.layout import adapter_decoder_name, adapter_tensor_name
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import PassError
 from nemodiff_trt.model.rotary_tables import build_rotary_tables
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+from nemodiff_trt.vocabulary import Role
 
 # Rows are converted and transposed in pieces of this size, so that a large matrix is never held in memory.
 _BLOCK_BYTES = 32 * 2**20
@@ -38,8 +40,28 @@ def checkpoint_source(checkpoint: Checkpoint) -> Source:
     return source
 
 
-def shared_weights(graphs: Mapping[str, StepGraph]) -> dict[str, tuple[WeightLayout, tuple[int, ...]]]:
-    """Union of the weights of all role graphs: name -> layout and stored shape.
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """Plan of the weight file: how every tensor is made, where it lies, and the header bytes in front."""
+
+    layouts: dict[str, WeightLayout]
+    spans: dict[str, Span]
+    head: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return max(span.start + span.num_bytes for span in self.spans.values())
+
+
+def plan_weights(graphs: Mapping[Role, StepGraph], model: ModelConfig, adapter: AdapterFacts | None) -> StoredWeights:
+    """Union of the weights of all role graphs, each stored once.
+
+    Args:
+        graphs: after their pipelines.
+        model: gives the adapter's shapes.
+        adapter: facts of an adapter that some role applies. Its matrices are kept even where an engine has them merged, because
+            the eager decoder of the bundle's own checks is rebuilt from this file.
 
     Raises:
         PassError: two roles want the same name in two forms.
@@ -51,7 +73,15 @@ def shared_weights(graphs: Mapping[str, StepGraph]) -> dict[str, tuple[WeightLay
             entry = (graph.weights[name], tuple(node.meta[NODE_VALUE].shape))
             if found.setdefault(name, entry) != entry:
                 raise PassError(f"{name}: role {role} lays it out as {entry}, another role as {found[name]}")
-    return found
+    if adapter is not None:
+        dtype = next(iter(found.values()))[0].dtype
+        shapes = {"A": (adapter.rank, model.query_width), "B": (model.hidden_size, adapter.rank)}
+        for layer in range(model.num_hidden_layers):
+            for matrix, shape in shapes.items():
+                name = adapter_decoder_name(layer, matrix)
+                found.setdefault(name, (WeightLayout((name,), False, dtype), shape))
+    head, spans = plan_spans({name: (layout.dtype, shape) for name, (layout, shape) in found.items()})
+    return StoredWeights({name: layout for name, (layout, _) in found.items()}, spans, head)
 
 
 class WeightLayouter:
@@ -91,18 +121,17 @@ class WeightLayouter:
         return base + self._adapter.scale * (up @ down)
 
 
-def write_weights(
-    path: Path, head: bytes, spans: Mapping[str, Span], layouts: Mapping[str, WeightLayout], layouter: WeightLayouter
-) -> Iterator[int]:
-    """Write the safetensors file planned by `head` and `spans`; yields the bytes written after each tensor.
+def write_weights(path: Path, stored: StoredWeights, layouter: WeightLayouter) -> Iterator[int]:
+    """Write the safetensors file planned by `stored`; yields the size reached after each tensor.
 
     Raises:
         PassError: a tensor came out larger or smaller than planned.
     """
+    path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
-        file.write(head)
-        for name, span in sorted(spans.items(), key=lambda item: item[1].start):
-            for block in layouter.blocks(name, layouts[name]):
+        file.write(stored.head)
+        for name, span in sorted(stored.spans.items(), key=lambda item: item[1].start):
+            for block in layouter.blocks(name, stored.layouts[name]):
                 file.write(block.numpy().data)
             if file.tell() != span.start + span.num_bytes:
                 raise PassError(f"{name}: {file.tell() - span.start} bytes written, {span.num_bytes} planned")

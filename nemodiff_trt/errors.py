@@ -37,3 +37,7 @@ class PassError(NemodiffError):
 
 class LoweringError(NemodiffError):
     """A graph holds a node the target has no converter for."""
+
+
+class ParityError(NemodiffError):
+    """A compiled engine disagrees with the eager decoder."""

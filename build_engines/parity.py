@@ -1,0 +1,138 @@
+"""Before a bundle is published, every engine runs one random step and is compared with the eager decoder.
+
+The decoder gets its weights from the bundle's own weight file, as views: the check costs no second copy of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemodiff_trt import contract
+from nemodiff_trt.build_engines.targets.onnxruntime import EngineFile, open_engine
+from nemodiff_trt.bundle import AdapterFacts, WeightLayout, mapped_tensors
+from nemodiff_trt.bundle.manifest import WEIGHTS_FILE
+from nemodiff_trt.bundle.weights import split_sources
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.errors import ParityError
+from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.vocabulary import Role
+
+_CACHE_LENGTHS = (0, 5)
+_STEP = 3
+_CAPACITY = 16
+# About ten roundings per layer lie on the path of a value; independent ones add up as a square root. The factor leaves room for
+# sums over hidden_size terms, which the two programs form in different orders.
+_ROUNDINGS_PER_LAYER = 10
+_SAFETY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ParityResult:
+    """Largest differences of one role from the eager decoder: keys and values relative to the largest, confidence absolute."""
+
+    role: Role
+    cache_error: float
+    confidence_error: float
+    tolerance: float
+
+
+def load_stored_decoder(
+    bundle_dir: Path, model: ModelConfig, layouts: dict[str, WeightLayout], adapter: AdapterFacts | None
+) -> TriModeDecoder:
+    """Eager decoder over the mapped weight file in `bundle_dir`."""
+    state = split_sources(model, layouts, mapped_tensors(bundle_dir / WEIGHTS_FILE))
+    with torch.device("meta"):
+        decoder = TriModeDecoder(model, 1)
+        if adapter is not None:
+            decoder.attach_adapter(adapter.rank, adapter.scale)
+    decoder.load_state_dict(state, assign=True)
+    with torch.device("cpu"):
+        decoder.set_rotary_tables(_CAPACITY, decoder.diffusion_head.weight.dtype)
+    return decoder.requires_grad_(False).eval()
+
+
+def check_parity(bundle_dir: Path, engine: EngineFile, decoder: TriModeDecoder) -> list[ParityResult]:
+    """Compare every role of `engine` with `decoder` on one random step over ragged random caches.
+
+    Raises:
+        ParityError: names the role, the output and by how much it is off.
+    """
+    session = open_engine(bundle_dir, engine.file)
+    results = []
+    for role in engine.roles:
+        feed = _random_step(role, decoder)
+        names = [output.name for output in session.get_outputs()]
+        actual = dict(zip(names, session.run(None, {name: tensor.numpy() for name, tensor in feed.items()}), strict=True))
+        results.append(_compare(role, decoder, feed, actual))
+    return results
+
+
+def _random_step(role: Role, decoder: TriModeDecoder) -> dict[str, Tensor]:
+    """Inputs of one step: two sequences of different length over random caches."""
+    config, dtype = decoder.config, decoder.diffusion_head.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    batch, step = len(_CACHE_LENGTHS), 1 if role is Role.DECODE else _STEP
+    feed = {
+        contract.INPUT_IDS: torch.randint(config.vocab_size, (batch, step), generator=generator),
+        contract.CACHE_LENGTH: torch.tensor(_CACHE_LENGTHS),
+    }
+    if role is Role.PREFILL:
+        feed[contract.LAST_INDEX] = torch.arange(batch) % step
+    shape = (batch, config.num_key_value_heads, _CAPACITY, config.head_dim)
+    for layer in range(config.num_hidden_layers):
+        for name in (contract.past_key(layer), contract.past_value(layer)):
+            feed[name] = torch.randn(shape, generator=generator).to(dtype)
+    return feed
+
+
+def _compare(role: Role, decoder: TriModeDecoder, feed: dict[str, Tensor], actual: dict[str, np.ndarray]) -> ParityResult:
+    layers = range(decoder.config.num_hidden_layers)
+    with torch.inference_mode():
+        logits, keys, values = decoder(
+            feed[contract.INPUT_IDS],
+            feed[contract.CACHE_LENGTH],
+            [feed[contract.past_key(layer)] for layer in layers],
+            [feed[contract.past_value(layer)] for layer in layers],
+            causal=role.is_causal,
+            use_adapter=role.uses_adapter and decoder.has_adapter,
+        )
+    if role is Role.PREFILL:
+        logits = logits[torch.arange(logits.shape[0]), feed[contract.LAST_INDEX]][:, None]
+    unit_roundoff = torch.finfo(logits.dtype).eps / 2
+    tolerance = _SAFETY * unit_roundoff * math.sqrt(_ROUNDINGS_PER_LAYER * len(layers))
+    cache_error = 0.0
+    for layer in layers:
+        for name, wanted in ((contract.present_key(layer), keys[layer]), (contract.present_value(layer), values[layer])):
+            error = _relative_error(actual[name], wanted.float().numpy())
+            if not error <= tolerance:
+                raise ParityError(f"role {role}: {name} is off by {error:.2e} of its largest value, allowed: {tolerance:.2e}")
+            cache_error = max(cache_error, error)
+    return ParityResult(role, cache_error, _check_decision(role, decoder, logits.float(), actual, tolerance), tolerance)
+
+
+def _relative_error(actual: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(actual.astype(np.float32) - wanted).max() / np.abs(wanted).max())
+
+
+def _check_decision(
+    role: Role, decoder: TriModeDecoder, logits: Tensor, actual: dict[str, np.ndarray], tolerance: float
+) -> float:
+    """Confidence, and tokens where the eager choice is clear of the runner-up by more than rounding."""
+    token, confidence = torch.ops.nemodiff.decision_head(logits, decoder.config.mask_token_id)
+    # A relative error of the logits moves the probability by at most the same error times the largest logit.
+    allowed = tolerance * max(1.0, float(logits.abs().max()))
+    error = float(np.abs(actual[contract.CONFIDENCE] - confidence.numpy()).max())
+    if not error <= allowed:
+        raise ParityError(f"role {role}: confidence is off by {error:.2e}, allowed: {allowed:.2e}")
+    chosen = torch.from_numpy(actual[contract.TOKEN])
+    gap = logits.gather(-1, token[..., None]) - logits.gather(-1, chosen[..., None])
+    is_mask = bool((chosen == decoder.config.mask_token_id).any())
+    if is_mask or float(gap.max()) > 2 * allowed:
+        raise ParityError(f"role {role}: decides for tokens {chosen.tolist()}, the eager decoder for {token.tolist()}")
+    return error

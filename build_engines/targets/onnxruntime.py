@@ -1,0 +1,87 @@
+"""Target onnxruntime: one ONNX file per distinct step graph, all over one weight file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from nemodiff_trt.build_engines.lowering import lower_to_onnx
+from nemodiff_trt.bundle import RoleEngine
+from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
+from nemodiff_trt.bundle.safetensors_layout import Span
+from nemodiff_trt.errors import LoweringError
+from nemodiff_trt.passes.graph import StepGraph
+from nemodiff_trt.vocabulary import Role
+
+_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """An engine file, the roles it serves, and how many nodes of each operator it holds."""
+
+    file: str
+    roles: tuple[Role, ...]
+    num_nodes: dict[str, int]
+
+
+def write_engines(bundle_dir: Path, graphs: Mapping[Role, StepGraph], spans: Mapping[str, Span]) -> list[EngineFile]:
+    """Lower every role and write each distinct model once: roles whose programs are equal share a file.
+
+    Raises:
+        LoweringError: a graph holds something ONNX has no form for here, or the model is not valid.
+    """
+    roles_of: dict[bytes, list[Role]] = {}
+    counts: dict[bytes, dict[str, int]] = {}
+    for role, graph in graphs.items():
+        model = lower_to_onnx(graph, spans, WEIGHTS_FILE)
+        _check(role, model)
+        content = model.SerializeToString(deterministic=True)
+        roles_of.setdefault(content, []).append(role)
+        counts[content] = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    (bundle_dir / ENGINES_DIR).mkdir(exist_ok=True)
+    written = []
+    for content, roles in roles_of.items():
+        file = f"{ENGINES_DIR}/{'-'.join(roles)}.onnx"
+        (bundle_dir / file).write_bytes(content)
+        written.append(EngineFile(file, tuple(roles), counts[content]))
+    return written
+
+
+def role_engines(engines: list[EngineFile]) -> dict[Role, RoleEngine]:
+    """The manifest's view: role -> its file and who else uses it."""
+    return {
+        role: RoleEngine(engine.file, tuple(other for other in engine.roles if other is not role))
+        for engine in engines
+        for role in engine.roles
+    }
+
+
+def open_engine(bundle_dir: Path, file: str, num_threads: int = 1) -> Any:
+    """`InferenceSession` of one engine of the bundle in `bundle_dir`, its weights mapped from there."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle_dir))
+    return ort.InferenceSession((bundle_dir / file).read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def _check(role: Role, model: onnx.ModelProto) -> None:
+    """Let onnx validate the model; it cannot check weights that are not written yet, so it gets them as inputs."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    external = [tensor for tensor in bare.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in external:
+        bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        bare.graph.initializer.remove(tensor)
+    try:
+        onnx.checker.check_model(bare, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LoweringError(f"role {role}: not a valid ONNX model: {error}") from error
