@@ -76,7 +76,7 @@ class EagerSession:
             raise InvalidInputError("role", role, ", ".join(sorted(self._roles)))
         ids, length = torch.from_numpy(input_ids), torch.from_numpy(cache.length)
         use_adapter = role.uses_adapter and self._decoder.has_adapter
-        with torch.inference_mode():
+        with torch.no_grad():
             logits, cache.keys, cache.values = self._decoder(
                 ids, length, cache.keys, cache.values, causal=role.is_causal, use_adapter=use_adapter
             )
