@@ -105,5 +105,5 @@ def test_refusals(session: EagerSession) -> None:
     with pytest.raises(InvalidInputError, match="last_index"):
         session.run(Role.PREFILL, IDS, session.create_cache(2))
     limited = EagerSession(decoder, LIMITS, frozenset({Role.PREFILL, Role.DECODE}))
-    with pytest.raises(InvalidInputError, match="role: got <Role.VERIFY"):
+    with pytest.raises(InvalidInputError, match="role: got <Role"):
         limited.run(Role.VERIFY, IDS, limited.create_cache(2))
