@@ -1,0 +1,21 @@
+"""A small bundle, built once for all tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemodiff_trt.bundle import Bundle
+from support.bundles import build_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_dir(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of the tiny checkpoint with all modes. Shared: do not write to it, copy it."""
+    return build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundle_dir: Path) -> Bundle:
+    return Bundle.open(tiny_bundle_dir)
