@@ -156,6 +156,8 @@ def _shown(state: ChatState, console: Console, events: Iterator[StreamEvent]) ->
             yield event
             if state.pause_s and event.result is None:
                 time.sleep(state.pause_s)
+    if not console.is_terminal:
+        console.print()
 
 
 def _enable_line_editing() -> None:

@@ -49,10 +49,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 def _roles(bundle: Bundle) -> dict[str, Any]:
     from nemodiff_trt.contract import step_contract
+    from nemodiff_trt.vocabulary import Role
 
     manifest = bundle.manifest
     found = {}
-    for role, engine in manifest.roles.items():
+    for role, engine in sorted(manifest.roles.items(), key=lambda item: list(Role).index(item[0])):
         contract = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
         found[str(role)] = {
             "file": engine.file,
@@ -105,9 +106,16 @@ def _print(facts: dict[str, Any]) -> None:
     console.print(grid)
     roles = Table("role", "engine", "size", "inputs", "outputs", title="roles", title_justify="left")
     for name, role in facts["roles"].items():
-        size = decimal(role["num_bytes"])
-        roles.add_row(name, role["file"], size, *(_shapes(role[side]) for side in ("inputs", "outputs")))
+        sides = (_shapes(role[side]) for side in ("inputs", "outputs"))
+        roles.add_row(name, role["file"].removeprefix("engines/"), decimal(role["num_bytes"]), *sides)
     console.print(roles)
+    cache = next(tensor for tensor in next(iter(facts["roles"].values()))["outputs"] if tensor["alias_of"])
+    shape = ",".join(map(str, cache["shape"]))
+    console.print(
+        f"and per layer past_key_*, past_value_* {cache['dtype']}[{shape}], updated in place as present_*",
+        style="dim",
+        markup=False,
+    )
     files = Table("file", "size", title="files", title_justify="left")
     for name, num_bytes in facts["files"].items():
         files.add_row(name, decimal(num_bytes))
@@ -116,16 +124,10 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def _shapes(tensors: list[dict[str, Any]]) -> str:
-    """One line a tensor; of the caches only those of layer 0."""
-    lines = []
-    for tensor in tensors:
-        stem, _, layer = tensor["name"].rpartition("_")
-        is_cache = stem.startswith(("past", "present"))
-        if is_cache and layer != "0":
-            continue
-        name = f"{stem}_*" if is_cache else tensor["name"]
-        lines.append(f"{name} {tensor['dtype']}\\[{','.join(map(str, tensor['shape']))}]")
-    return "\n".join(lines)
+    """One line a tensor, without the caches."""
+    shown = [tensor for tensor in tensors if tensor["alias_of"] is None and not tensor["name"].startswith("past_")]
+    # A bracket opens a style tag in rich markup.
+    return "\n".join(f"{item['name']} {item['dtype']}\\[{','.join(map(str, item['shape']))}]" for item in shown)
 
 
 def _print_passes(console: Console, report: dict[str, Any]) -> None:
