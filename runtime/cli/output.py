@@ -19,8 +19,11 @@ def write(text: str) -> None:
 
 
 def write_json(content: dict[str, Any]) -> None:
-    """One JSON object on a line of standard output."""
-    write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON object on a line of standard output.
+
+    ASCII only: text may hold separators such as U+2028 that readers of lines would take for the end of one.
+    """
+    write(json.dumps(content, allow_nan=False) + "\n")
 
 
 def notes() -> Console:
