@@ -1,0 +1,104 @@
+"""Options: what is refused, and which of them decide the build key."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemodiff_trt.bundle import build_key
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from support.checkpoints import tiny_config
+
+VERSIONS = {"torch": "2.13.0"}
+# Another valid value for every field that has one today; the others are checked by hand below.
+OTHER_VALUES: dict[str, Any] = {
+    "checkpoint": "elsewhere",
+    "output": Path("other"),
+    "modes": (Mode.AR,),
+    "precision": Precision.FP16,
+    "block_length": 16,
+    "max_batch_size": 4,
+    "max_seq_len": 1024,
+    "prefill_chunk": 128,
+    "sampling": True,
+    "draft_adapter": AdapterForm.MERGED,
+    "force": True,
+}
+# One value only is available so far.
+SINGLE_VALUED = {"config", "target", "sm", "weights", "calibration"}
+
+
+def options(**changes: Any) -> CompileOptions:
+    return CompileOptions(**({"checkpoint": "c", "target": Target.ONNXRUNTIME} | changes))
+
+
+def key(of: CompileOptions) -> str:
+    return build_key("identity", of, VERSIONS)
+
+
+def test_every_field_is_marked_and_has_a_help_text() -> None:
+    for field in dataclasses.fields(CompileOptions):
+        assert field.metadata["kind"] in ("build", "run"), field.name
+        assert field.metadata["help"].endswith("."), field.name
+
+
+def test_every_field_is_flipped_by_a_test() -> None:
+    assert OTHER_VALUES.keys() | SINGLE_VALUED == {field.name for field in dataclasses.fields(CompileOptions)}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_the_build_key_moves_exactly_for_build_fields(name: str) -> None:
+    kind = CompileOptions.__dataclass_fields__[name].metadata["kind"]
+    changed = key(options(**{name: OTHER_VALUES[name]})) != key(options())
+    assert changed == (kind == "build")
+
+
+def test_fields_with_one_value_so_far_are_part_of_the_build() -> None:
+    assert options().build_fields().keys() >= SINGLE_VALUED
+
+
+def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order_of_modes() -> None:
+    plain = options()
+    assert build_key("other", plain, VERSIONS) != key(plain)
+    assert build_key("identity", plain, {"torch": "2.14.0"}) != key(plain)
+    assert key(options(modes=tuple(reversed(plain.modes)))) == key(plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "allowed"),
+    [
+        ({"checkpoint": None}, "checkpoint", "exactly one of checkpoint and config"),
+        ({"config": "nemotron-labs-diffusion-8b"}, "checkpoint", "exactly one of checkpoint and config"),
+        ({"checkpoint": None, "config": "nemotron-9b"}, "config", "nemotron-labs-diffusion-3b"),
+        ({"checkpoint": None, "config": "nemotron-labs-diffusion-8b"}, "config", "a checkpoint instead"),
+        ({"target": Target.TENSORRT}, "target", "onnxruntime"),
+        ({"precision": Precision.NVFP4}, "precision", "fp32, fp16"),
+        ({"modes": (Mode.QUADRATIC,)}, "modes", "ar, diffusion, self_speculation"),
+        ({"modes": ()}, "modes", "at least one"),
+        ({"modes": (Mode.AR, Mode.AR)}, "modes", "once"),
+        ({"sm": 120}, "sm", "nothing for target onnxruntime"),
+        ({"weights": "embedded"}, "weights", "shared"),
+        ({"calibration": Path("amax.json")}, "calibration", "nothing for precision fp32"),
+        ({"block_length": 0}, "block_length", "at least 1"),
+    ],
+)
+def test_unusable_options_are_refused_by_name(changes: dict[str, Any], field: str, allowed: str) -> None:
+    with pytest.raises(InvalidInputError, match=allowed) as error:
+        options(**changes)
+    assert error.value.field == field
+
+
+def test_sequences_longer_than_the_model_was_made_for_are_refused() -> None:
+    options(max_seq_len=512).check_model(tiny_config())
+    with pytest.raises(InvalidInputError, match="max_position_embeddings = 512"):
+        options(max_seq_len=513).check_model(tiny_config())
+
+
+def test_roles_follow_from_modes() -> None:
+    assert options(modes=(Mode.AR,)).roles == (Role.PREFILL, Role.DECODE)
+    assert options().roles == (Role.PREFILL, Role.DECODE, Role.VERIFY, Role.DENOISE, Role.DRAFT)
