@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Sized
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ class TriModeLM:
         by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index][1]))
         return self._complete(encoded, by_length, chosen)
 
-    def stream(self, prompt: Prompt, options: GenerationOptions | None = None, **changes: Any) -> Iterator[StreamEvent]:
+    def stream(
+        self, prompt: Prompt, options: GenerationOptions | None = None, **changes: Any
+    ) -> Generator[StreamEvent, None, None]:
         """Answer one prompt, one event for each engine run; arguments and errors as for `generate`.
 
         Closing the iterator stops the decoding.
@@ -109,7 +111,7 @@ class TriModeLM:
             for index, answer in zip(indices, answers, strict=True):
                 yield index, answer.result(options.mode, begin_s)
 
-    def _stream(self, text: str, token_ids: list[int], options: GenerationOptions) -> Iterator[StreamEvent]:
+    def _stream(self, text: str, token_ids: list[int], options: GenerationOptions) -> Generator[StreamEvent, None, None]:
         answer = self._answer(text, token_ids, options, True)
         begin_s = time.perf_counter()
         for step, texts in self._decode([answer], options):

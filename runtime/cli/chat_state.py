@@ -89,17 +89,17 @@ def _mode(state: ChatState, value: str) -> str:
 
 
 def _block(state: ChatState, value: str) -> str:
-    state.change(block_length=None if value in NO_VALUE else _number("block", value, int))
+    state.change(block_length=None if value in NO_VALUE else _number("block", value, int, "an integer"))
     return state.settings()
 
 
 def _threshold(state: ChatState, value: str) -> str:
-    state.change(threshold=None if value in NO_VALUE else _number("threshold", value, float))
+    state.change(threshold=None if value in NO_VALUE else _number("threshold", value, float, "a number"))
     return state.settings()
 
 
 def _tokens(state: ChatState, value: str) -> str:
-    state.change(max_new_tokens=_number("tokens", value, int))
+    state.change(max_new_tokens=_number("tokens", value, int, "an integer"))
     return state.settings()
 
 
@@ -114,7 +114,7 @@ def _show(state: ChatState, value: str) -> str:
 
 
 def _slow(state: ChatState, value: str) -> str:
-    seconds = _number("slow", value, float)
+    seconds = _number("slow", value, float, "a number")
     if not 0 <= seconds <= 10:
         raise InvalidInputError("slow", value, "0 to 10 seconds after each engine run")
     state.pause_s = float(seconds)
@@ -146,11 +146,11 @@ COMMANDS: dict[str, tuple[str, Callable[[ChatState, str], str]]] = {
 }
 
 
-def _number(field_name: str, value: str, kind: Callable[[str], Number]) -> Number:
+def _number(field_name: str, value: str, kind: Callable[[str], Number], allowed: str) -> Number:
     try:
         return kind(value)
     except ValueError as error:
-        raise InvalidInputError(field_name, value, "an integer" if kind is int else "a number") from error
+        raise InvalidInputError(field_name, value, allowed) from error
 
 
 def _switch(field_name: str, value: str, current: bool) -> bool:
