@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from nemodiff_trt.bundle.manifest import REPORT_FILE, TOKENIZER_DIR, WEIGHTS_FIL
 from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
 from nemodiff_trt.checkpoint.layout import TOKENIZER_FILES
 from nemodiff_trt.contract import ENGINE_FLOAT
+from nemodiff_trt.errors import BundleError
+from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.options import AdapterForm, CompileOptions
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
@@ -50,7 +54,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         options.check_model(checkpoint.config)
         adapter = _adapter_facts(checkpoint, options)
         key = build_key(checkpoint.identity, options, tool_versions(options.target))
-    with BundleWriter(options.output, options.force) as writer:
+    with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
             dtype = getattr(torch, ENGINE_FLOAT[options.precision])
             captured = capture_step(checkpoint.config, dtype, options.limits.cache_capacity)
@@ -67,13 +71,24 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         with clock.stage("pack matrices"):
             packed = prepack_weights(writer.path, [engine.file for engine in engines], WEIGHTS_FILE)
         with clock.stage("check parity", total=len(engines)):
-            parity = _check_engines(writer.path, engines, checkpoint, stored, adapter, clock)
+            capacity = options.limits.cache_capacity
+            decoder = load_stored_decoder(writer.path, checkpoint.config, stored.layouts, adapter, capacity)
+            parity = _check_engines(writer.path, engines, decoder, clock)
         with clock.stage("publish"):
             _copy_tokenizer(checkpoint.path, writer.path)
             report = report_content(BuiltParts(roles, engines, packed, parity), key, clock.seconds, writer.path)
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             writer.publish(_manifest(options, checkpoint, adapter, engines, stored, key, writer))
     return Bundle.open(options.output, verify=False)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """A full disk is a failure to report in one line, not a defect."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _adapter_facts(checkpoint: Checkpoint, options: CompileOptions) -> AdapterFacts | None:
@@ -106,14 +121,8 @@ def _run_passes(
 
 
 def _check_engines(
-    bundle_dir: Path,
-    engines: list[EngineFile],
-    checkpoint: Checkpoint,
-    stored: StoredWeights,
-    adapter: AdapterFacts | None,
-    clock: StageClock,
+    bundle_dir: Path, engines: list[EngineFile], decoder: TriModeDecoder, clock: StageClock
 ) -> list[ParityResult]:
-    decoder = load_stored_decoder(bundle_dir, checkpoint.config, stored.layouts, adapter)
     results = []
     for done, engine in enumerate(engines, start=1):
         results += check_parity(bundle_dir, engine, decoder)

@@ -23,7 +23,8 @@ from nemodiff_trt.errors import ParityError
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.vocabulary import Role
 
-_CACHE_LENGTHS = (0, 5)
+# Small whatever the bundle's limits are; smaller still where these are.
+_LONGEST_CACHE = 5
 _STEP = 3
 _CAPACITY = 16
 # About ten roundings per layer lie on the path of a value; independent ones add up as a square root. The factor leaves room for
@@ -43,9 +44,9 @@ class ParityResult:
 
 
 def load_stored_decoder(
-    bundle_dir: Path, model: ModelConfig, layouts: dict[str, WeightLayout], adapter: AdapterFacts | None
+    bundle_dir: Path, model: ModelConfig, layouts: dict[str, WeightLayout], adapter: AdapterFacts | None, cache_capacity: int
 ) -> TriModeDecoder:
-    """Eager decoder over the mapped weight file in `bundle_dir`."""
+    """Eager decoder over the mapped weight file in `bundle_dir`, for the few positions the check needs."""
     state = split_sources(model, layouts, mapped_tensors(bundle_dir / WEIGHTS_FILE))
     with torch.device("meta"):
         decoder = TriModeDecoder(model, 1)
@@ -53,7 +54,7 @@ def load_stored_decoder(
             decoder.attach_adapter(adapter.rank, adapter.scale)
     decoder.load_state_dict(state, assign=True)
     with torch.device("cpu"):
-        decoder.set_rotary_tables(_CAPACITY, decoder.diffusion_head.weight.dtype)
+        decoder.set_rotary_tables(min(_CAPACITY, cache_capacity), decoder.diffusion_head.weight.dtype)
     return decoder.requires_grad_(False).eval()
 
 
@@ -77,14 +78,16 @@ def _random_step(role: Role, decoder: TriModeDecoder) -> dict[str, Tensor]:
     """Inputs of one step: two sequences of different length over random caches."""
     config, dtype = decoder.config, decoder.diffusion_head.weight.dtype
     generator = torch.Generator().manual_seed(0)
-    batch, step = len(_CACHE_LENGTHS), 1 if role is Role.DECODE else _STEP
+    capacity = decoder.key_cos.shape[0]
+    lengths = (0, min(_LONGEST_CACHE, capacity - _STEP))
+    batch, step = len(lengths), 1 if role is Role.DECODE else _STEP
     feed = {
         contract.INPUT_IDS: torch.randint(config.vocab_size, (batch, step), generator=generator),
-        contract.CACHE_LENGTH: torch.tensor(_CACHE_LENGTHS),
+        contract.CACHE_LENGTH: torch.tensor(lengths),
     }
     if role is Role.PREFILL:
         feed[contract.LAST_INDEX] = torch.arange(batch) % step
-    shape = (batch, config.num_key_value_heads, _CAPACITY, config.head_dim)
+    shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
     for layer in range(config.num_hidden_layers):
         for name in (contract.past_key(layer), contract.past_value(layer)):
             feed[name] = torch.randn(shape, generator=generator).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -233,6 +234,25 @@ def test_an_engine_that_disagrees_with_eager_is_not_published(
     code, _, err = run(capsys, arguments(tiny_checkpoint_dir, tmp_path / "b"))
     assert code == 1
     assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tiny_checkpoint_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nemodiff_trt.build_engines.compile.write_weights", full)
+    code, _, err = run(capsys, arguments(tiny_checkpoint_dir, tmp_path / "b"))
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_limits_can_be_built(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+    smallest = {"max_seq_len": 2, "block_length": 2, "prefill_chunk": 1, "max_batch_size": 1}
+    assert compile_bundle(small_options(tiny_checkpoint_dir, tmp_path / "b", **smallest)).manifest.limits.cache_capacity == 4
 
 
 # Kills itself when the stage named last begins; a process of its own per stage, forked after the imports are done.
