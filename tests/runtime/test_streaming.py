@@ -77,6 +77,14 @@ def test_no_piece_has_to_be_taken_back(tokenizer: Tokenizer, text: str, stop: tu
         assert final.startswith(shown)
 
 
+def test_stop_string_that_ends_first_wins_within_one_token(tokenizer: Tokenizer) -> None:
+    (token,) = tokenizer.encode("the")
+    for stop, text in ((("the", "h"), "t"), (("he", "the"), ""), (("e", "h"), "t")):
+        stream = TextStream(tokenizer, stop)
+        assert stream.push(token) == text
+        assert stream.is_stopped
+
+
 def test_text_is_held_back_only_as_long_as_needed(tokenizer: Tokenizer) -> None:
     stream = TextStream(tokenizer, ("STOP",))
     pieces = [stream.push(token) for token in tokenizer.encode("a ST STOx")]
