@@ -284,6 +284,8 @@ for stage in stages:
 """
 
 
+# Four processes in turn: more than others need where another program has the processors.
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("replacing", [False, True], ids=["fresh", "replacing"])
 def test_a_killed_build_leaves_no_bundle_or_the_old_one(
     tiny_checkpoint_dir: Path, built: Bundle, tmp_path: Path, replacing: bool
