@@ -37,7 +37,10 @@ requests = st.builds(
     budget=st.none() | st.integers(0, 12),
 )
 batches = st.lists(requests, min_size=1, max_size=3)
-rules = st.sampled_from([CommitRule(0.0), CommitRule(0.05), CommitRule(0.9)])
+# (block length, rule): passes that fix few positions each are many in a long block.
+shapes = st.tuples(st.integers(2, 32), st.just(CommitRule(0.0))) | st.tuples(
+    st.integers(2, 8), st.sampled_from([CommitRule(0.05), CommitRule(0.9), CommitRule(None, 5)])
+)
 model_seeds = st.integers(0, 9)
 BOUNDED = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
@@ -88,9 +91,9 @@ def check_cache(session: EagerSession, batch: list[Request], result: Decoded, is
 
 
 @BOUNDED
-@given(seed=model_seeds, batch=batches, block_length=st.integers(2, 32), rule=rules)
-def test_self_speculation_equals_ar(seed: int, batch: list[Request], block_length: int, rule: CommitRule) -> None:
-    session = eager(seed)
+@given(seed=model_seeds, batch=batches, shape=shapes)
+def test_self_speculation_equals_ar(seed: int, batch: list[Request], shape: tuple[int, CommitRule]) -> None:
+    session, (block_length, rule) = eager(seed), shape
     plain = decode(session, Mode.AR, batch)
     speculative = decode(session, Mode.SELF_SPECULATION, batch, block_length, rule)
     assert speculative.tokens == plain.tokens
@@ -126,20 +129,20 @@ def test_self_speculation_equals_ar_with_tampered_drafts(
 
 
 @BOUNDED
-@given(seed=model_seeds, batch=batches, block_length=st.integers(2, 32), rule=rules | st.just(CommitRule(None, 5)))
+@given(seed=model_seeds, batch=batches, shape=shapes)
 def test_diffusion_never_gives_masks_and_commits_what_it_gives(
-    seed: int, batch: list[Request], block_length: int, rule: CommitRule
+    seed: int, batch: list[Request], shape: tuple[int, CommitRule]
 ) -> None:
-    session = eager(seed)
+    session, (block_length, rule) = eager(seed), shape
     result = decode(session, Mode.DIFFUSION, batch, block_length, rule)
     assert all(MASK not in tokens for tokens in result.tokens)
     check_cache(session, batch, result, is_committed=False)
 
 
 @BOUNDED
-@given(seed=model_seeds, batch=batches, block_length=st.integers(2, 32), rule=rules)
-def test_batched_equals_single(seed: int, batch: list[Request], block_length: int, rule: CommitRule) -> None:
-    session = eager(seed)
+@given(seed=model_seeds, batch=batches, shape=shapes)
+def test_batched_equals_single(seed: int, batch: list[Request], shape: tuple[int, CommitRule]) -> None:
+    session, (block_length, rule) = eager(seed), shape
     for mode in MODES:
         alone = [decode(session, mode, [request], block_length, rule).tokens[0] for request in batch]
         assert decode(session, mode, batch, block_length, rule).tokens == alone
@@ -180,8 +183,8 @@ def test_adapter_changes_drafts_and_not_answers() -> None:
 
 def test_reaching_the_context_limit_in_every_mode() -> None:
     session = eager(2)
-    for length in (1, 20, 38, 39):
+    for length in (15, 38, 39):
         batch = [dataclasses.replace(Request(tuple(range(20, 20 + length)), 1000), ignore_eos=True)]
         for mode in MODES:
-            result = decode(session, mode, batch, 32, CommitRule(0.5))
+            result = decode(session, mode, batch, 32, CommitRule(0.0))
             assert len(result.tokens[0]) == 40 - length

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,22 +25,25 @@ EOS, END_THINK, MASK = 11, 13, 100
 _NEVER_WRITTEN = -1_000_000
 
 
-def unit(*parts: Any) -> float:
-    """A number from 0 to 1 that depends on nothing but `parts`."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+# What a random number is drawn for.
+_KIND, _TOKEN, _IS_RIGHT, _WRONG, _CONFIDENCE = range(5)
+
+
+def unit(*parts: int | Prefix) -> float:
+    """A number from 0 to 1 that depends on nothing but `parts`: hashes of integers are the same in every process."""
+    return (hash(parts) * 0x9E3779B97F4A7C15 % 2**64) / 2**64
 
 
 def random_text(seed: int, vocab_size: int = 40, specials: float = 0.05) -> NextToken:
     """Successors drawn from ids below `vocab_size`, with EOS and </think> among them at the given rate each."""
 
     def next_token(prefix: Prefix) -> int:
-        value = unit(seed, prefix)
+        value = unit(seed, _KIND, prefix)
         if value < specials:
             return EOS
         if value < 2 * specials:
             return END_THINK
-        return 14 + int(unit(seed, "token", prefix) * (vocab_size - 14))
+        return 14 + int(unit(seed, _TOKEN, prefix) * (vocab_size - 14))
 
     return next_token
 
@@ -61,9 +63,9 @@ def guess_from(next_token: NextToken, seed: int, accuracy: float) -> Guess:
         known, answers = prefix + block[:1], [(0, 0.0)]
         for offset in range(1, len(block)):
             right = next_token(known)
-            is_right = unit(seed, "right", known, offset) < accuracy
-            token = right if is_right else 14 + int(unit(seed, "wrong", known, block, offset) * 26)
-            answers.append((token, unit(seed, "confidence", known, block, offset)))
+            is_right = unit(seed, _IS_RIGHT, known, offset) < accuracy
+            token = right if is_right else 14 + int(unit(seed, _WRONG, known, block, offset) * 26)
+            answers.append((token, unit(seed, _CONFIDENCE, known, block, offset)))
             known += (block[offset] if block[offset] != MASK else token,)
         return answers
 
