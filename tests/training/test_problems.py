@@ -43,7 +43,9 @@ def test_code_answers_compile_and_do_what_the_prompt_says() -> None:
     for problem in samples("code"):
         namespace: dict[str, object] = {}
         exec(compile(problem.answer, "answer", "exec"), namespace)
-        kept = re.match(r"Write a Python function (\w+) that keeps every \w+ of a list that is (above|below) (\d+)", problem.prompt)
+        kept = re.match(
+            r"Write a Python function (\w+) that keeps every \w+ of a list that is (above|below) (\d+)", problem.prompt
+        )
         if kept:
             name, word, limit = kept[1], kept[2], int(kept[3])
             wanted = [x for x in range(100) if (x > limit if word == "above" else x < limit)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nemodiff_trt.training import run_folder
 from nemodiff_trt.training.corruption import corrupt
 from nemodiff_trt.training.drafter_objective import support_divergence
 from nemodiff_trt.training.dual_stream import hidden_states
+from nemodiff_trt.training.loop import LoopOptions, run_loop
 from nemodiff_trt.training.objective import joint_loss
 from nemodiff_trt.training.optimizers import learning_rate_factor
 from nemodiff_trt.training.options import TrainingOptions, tiny_model_config
@@ -102,20 +104,15 @@ def test_training_lowers_both_losses() -> None:
 def test_a_run_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = train_model(ENCODER, OPTIONS, tmp_path / "whole", silent).state_dict()
 
-    class Killed(Exception):
+    class KilledError(Exception):
         """The run dies here."""
 
     def kill(step: int, entry: dict[str, float]) -> None:
-        raise Killed
-
-    class SavedEarly(ModelTrainee):
-        """Saves after three steps, then is killed."""
-
-    from nemodiff_trt.training.loop import LoopOptions, run_loop
+        raise KilledError
 
     loop = LoopOptions(OPTIONS.num_steps, OPTIONS.warmup_steps, OPTIONS.decay_fraction, log_every=5, save_every=3)
-    with pytest.raises(Killed):
-        run_loop(SavedEarly(ENCODER, OPTIONS), loop, tmp_path / "resumed", kill)
+    with pytest.raises(KilledError):
+        run_loop(ModelTrainee(ENCODER, OPTIONS), loop, tmp_path / "resumed", kill)
     assert run_folder.load_state(tmp_path / "resumed")["step"] == 3  # type: ignore[index]
     resumed = ModelTrainee(ENCODER, OPTIONS)
     run_loop(resumed, loop, tmp_path / "resumed", silent)
@@ -134,7 +131,9 @@ def test_drafter_training_changes_the_adapter_and_nothing_else(tmp_path: Path) -
     torch.manual_seed(0)
     decoder = TriModeDecoder(CONFIG, 512)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
-    options = DrafterOptions(num_steps=2, rank=4, alpha=16, num_rows=2, num_clean=448, num_noisy=448, block_lengths=(8,), warmup_steps=1)
+    options = DrafterOptions(
+        num_steps=2, rank=4, alpha=16, num_rows=2, num_clean=448, num_noisy=448, block_lengths=(8,), warmup_steps=1
+    )
     train_drafter(decoder, ENCODER, options, tmp_path, silent)
     after = decoder.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -156,12 +155,13 @@ def test_schedule_warms_up_holds_and_decays_to_almost_zero() -> None:
     factors = [learning_rate_factor(step, 100, 10, 0.4) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert factors[10:61] == [1.0] * 51
-    assert all(later < earlier for earlier, later in zip(factors[60:], factors[61:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[60:]))
     assert factors[-1] == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_steps", 0), ("block_lengths", (1,)), ("block_lengths", (64,)), ("min_mask_rate", 0.0), ("decay_fraction", 0.0)]
+    ("field", "value"),
+    [("num_steps", 0), ("block_lengths", (1,)), ("block_lengths", (64,)), ("min_mask_rate", 0.0), ("decay_fraction", 0.0)],
 )
 def test_bad_options_are_named(field: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=field):
