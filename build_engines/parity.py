@@ -20,7 +20,7 @@ from nemodiff_trt.bundle.manifest import WEIGHTS_FILE
 from nemodiff_trt.bundle.weights import split_sources
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import ParityError
-from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.model import TriModeDecoder, assemble_decoder
 from nemodiff_trt.vocabulary import Role
 
 # Small whatever the bundle's limits are; smaller still where these are.
@@ -48,14 +48,8 @@ def load_stored_decoder(
 ) -> TriModeDecoder:
     """Eager decoder over the mapped weight file in `bundle_dir`, for the few positions the check needs."""
     state = split_sources(model, layouts, mapped_tensors(bundle_dir / WEIGHTS_FILE))
-    with torch.device("meta"):
-        decoder = TriModeDecoder(model, 1)
-        if adapter is not None:
-            decoder.attach_adapter(adapter.rank, adapter.scale)
-    decoder.load_state_dict(state, assign=True)
-    with torch.device("cpu"):
-        decoder.set_rotary_tables(min(_CAPACITY, cache_capacity), decoder.diffusion_head.weight.dtype)
-    return decoder.requires_grad_(False).eval()
+    facts = (adapter.rank, adapter.scale) if adapter else None
+    return assemble_decoder(model, state, min(_CAPACITY, cache_capacity), facts)
 
 
 def check_parity(bundle_dir: Path, engine: EngineFile, decoder: TriModeDecoder) -> list[ParityResult]:

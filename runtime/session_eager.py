@@ -10,7 +10,7 @@ from nemodiff_trt.bundle import Bundle, source_tensors
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.model import TriModeDecoder, assemble_decoder
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.vocabulary import Role, roles_for
@@ -36,16 +36,11 @@ class EagerSession:
     def from_bundle(cls, bundle: Bundle, dtype: torch.dtype = torch.float32) -> EagerSession:
         """Rebuild the decoder from the bundle's own weights, as views of the mapped file where `dtype` is the stored one."""
         manifest = bundle.manifest
-        with torch.device("meta"):
-            decoder = TriModeDecoder(manifest.model, 1)
-            if manifest.adapter is not None:
-                decoder.attach_adapter(manifest.adapter.rank, manifest.adapter.scale)
         state = {name: tensor.to(dtype) for name, tensor in source_tensors(bundle).items()}
-        decoder.load_state_dict(state, assign=True)
-        with torch.device("cpu"):
-            decoder.set_rotary_tables(manifest.limits.cache_capacity, dtype)
+        adapter = (manifest.adapter.rank, manifest.adapter.scale) if manifest.adapter else None
+        decoder = assemble_decoder(manifest.model, state, manifest.limits.cache_capacity, adapter)
         roles = frozenset(roles_for(manifest.modes)) & ALL_ROLES
-        return cls(decoder.requires_grad_(False).eval(), manifest.limits, roles)
+        return cls(decoder, manifest.limits, roles)
 
     @property
     def model(self) -> ModelConfig:

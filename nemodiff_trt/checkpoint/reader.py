@@ -15,7 +15,7 @@ from nemodiff_trt.checkpoint.checks import check_names, check_one_dtype, check_s
 from nemodiff_trt.checkpoint.tensor_file import FLOAT_DTYPES, TensorFile
 from nemodiff_trt.config import ModelConfig, read_json_object
 from nemodiff_trt.errors import CheckpointError, InvalidInputError
-from nemodiff_trt.model import TriModeDecoder
+from nemodiff_trt.model import TriModeDecoder, assemble_decoder
 
 
 class Checkpoint:
@@ -98,17 +98,11 @@ class Checkpoint:
             raise InvalidInputError("max_positions", max_positions, "a positive integer")
         if not dtype.is_floating_point:
             raise InvalidInputError("dtype", str(dtype), "a float dtype")
-        with torch.device("meta"):
-            decoder = TriModeDecoder(self.config, 1)
-            if adapter:
-                decoder.attach_adapter(self._required_adapter().rank, self._required_adapter().scale)
+        draft = self._required_adapter() if adapter else None
         state = {name: self.tensor(name).to(dtype) for name in self._files}
         if adapter:
             state |= self._adapter_state(dtype)
-        decoder.load_state_dict(state, assign=True)
-        with torch.device("cpu"):
-            decoder.set_rotary_tables(max_positions, dtype)
-        return decoder.requires_grad_(False).eval()
+        return assemble_decoder(self.config, state, max_positions, (draft.rank, draft.scale) if draft else None)
 
     def _required_adapter(self) -> DraftAdapter:
         if self.adapter is None:

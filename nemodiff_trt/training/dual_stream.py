@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nemodiff_trt.model import TriModeDecoder
-from nemodiff_trt.model.decoder import Attention, DecoderLayer, RMSNorm
+from nemodiff_trt.model.decoder import Attention, RMSNorm
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,8 +58,7 @@ def hidden_states(
     )
     bias = torch.zeros(visible.shape, dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
     bias = bias.masked_fill_(~visible, -torch.inf)[:, None]
-    for module in decoder.encoder.layers:
-        layer = cast(DecoderLayer, module)
+    for layer in decoder.decoder_layers:
         x = x + _attend(layer.self_attn, _norm(x, layer.input_layernorm), tables, bias, use_adapter)
         x = x + layer.mlp(_norm(x, layer.post_attention_layernorm))
     return _norm(x, decoder.encoder.norm)
