@@ -18,7 +18,7 @@ NUM_TOKENIZER_PROBLEMS = 20_000
 RunFolder = Annotated[
     Path, typer.Option("--output", help="Run folder: state, loss log, plot, checkpoint/. Resumed if it exists.")
 ]
-Threads = Annotated[int, typer.Option("--num-threads", min=1, help="CPU threads.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the forward with torch.compile; wants a C++ compiler.")]
 
 
 @app.command("model")
@@ -27,11 +27,9 @@ def train_model_command(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
     seed: Annotated[int, typer.Option(help="Of weights, data, masks and tokenizer.")] = 1,
     vocab_size: Annotated[int, typer.Option(min=400, help="Tokens of the byte-level BPE tokenizer.")] = 1024,
-    num_threads: Threads = 2,
+    compiled: Compiled = False,
 ) -> None:
     """Train tokenizer and model with the joint objective L_AR + 0.3 L_diff; writes OUTPUT/checkpoint."""
-    import torch
-
     from nemodiff_trt.checkpoint import write_checkpoint
     from nemodiff_trt.tokenizer import Tokenizer
     from nemodiff_trt.training.options import TrainingOptions, tiny_model_config
@@ -39,8 +37,7 @@ def train_model_command(
     from nemodiff_trt.training.train_model import train_model
     from nemodiff_trt.training.vocabulary_builder import save_tokenizer, tokenizer_texts, train_tokenizer
 
-    torch.set_num_threads(num_threads)
-    options = TrainingOptions(num_steps=steps, seed=seed, model=tiny_model_config(vocab_size))
+    options = TrainingOptions(num_steps=steps, seed=seed, compiled=compiled, model=tiny_model_config(vocab_size))
     checkpoint_dir = output / "checkpoint"
     if not (checkpoint_dir / "tokenizer.json").exists():
         save_tokenizer(train_tokenizer(tokenizer_texts(seed, NUM_TOKENIZER_PROBLEMS), vocab_size), checkpoint_dir)
@@ -59,7 +56,7 @@ def train_drafter_command(
     seed: Annotated[int, typer.Option(help="Of adapter, data and sampled drafts.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="r of the low-rank branch.")] = 32,
     alpha: Annotated[int, typer.Option(min=1, help="The branch is scaled by alpha / r.")] = 128,
-    num_threads: Threads = 2,
+    compiled: Compiled = False,
 ) -> None:
     """Train the o_proj draft adapter of a frozen checkpoint; writes OUTPUT/checkpoint with both."""
     import torch
@@ -71,8 +68,7 @@ def train_drafter_command(
     from nemodiff_trt.training.train_model import MAX_POSITIONS
     from nemodiff_trt.training.vocabulary_builder import copy_tokenizer
 
-    torch.set_num_threads(num_threads)
-    options = DrafterOptions(num_steps=steps, seed=seed, rank=rank, alpha=alpha)
+    options = DrafterOptions(num_steps=steps, seed=seed, rank=rank, alpha=alpha, compiled=compiled)
     source = Checkpoint.open(checkpoint)
     decoder = source.load_decoder(MAX_POSITIONS, torch.float32, adapter=False)
     encoder = chat_encoder(Tokenizer.from_dir(checkpoint), source.config.eos_token_id)

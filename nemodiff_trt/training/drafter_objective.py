@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nemodiff_trt.model import TriModeDecoder
-from nemodiff_trt.training.dual_stream import hidden_states
+from nemodiff_trt.training.dual_stream import HiddenStates, hidden_states
 from nemodiff_trt.training.packing import PackedBatch
 
 TEMPERATURE = 3.0
@@ -60,7 +60,12 @@ def support_divergence(verifier: Tensor, drafter: Tensor) -> Tensor:
 
 
 def drafter_loss(
-    decoder: TriModeDecoder, batch: PackedBatch, block_length: int, greedy_share: float, generator: torch.Generator
+    decoder: TriModeDecoder,
+    batch: PackedBatch,
+    block_length: int,
+    greedy_share: float,
+    generator: torch.Generator,
+    forward: HiddenStates = hidden_states,
 ) -> DrafterLoss:
     """Draft every whole block in one pass, verify it causally, take the loss on accepted positions plus the first rejection.
 
@@ -70,12 +75,13 @@ def drafter_loss(
         block_length: seed included.
         greedy_share: part of the blocks drafted by argmax; the others are sampled at temperature 1.
         generator: of the samples.
+        forward: `hidden_states` or its compiled form.
     """
     config = decoder.config
     is_noisy = torch.zeros_like(batch.is_seed)
     is_noisy[:, batch.num_clean :] = True
     masked = torch.where(is_noisy & ~batch.is_seed, config.mask_token_id, batch.ids)
-    hidden = hidden_states(decoder, masked, batch.position, batch.visibility(), is_noisy[..., None])
+    hidden = forward(decoder, masked, batch.position, batch.visibility(), batch.num_clean, is_noisy[..., None])
 
     blocks = whole_blocks(batch, block_length)
     drafter = decoder.diffusion_head(hidden[blocks.rows[:, None], blocks.columns[:, 1:]]).float()
@@ -87,7 +93,7 @@ def drafter_loss(
         causal[:, batch.num_clean :, batch.num_clean :] &= (
             batch.position[:, None, batch.num_clean :] <= batch.position[:, batch.num_clean :, None]
         )
-        hidden = hidden_states(decoder, drafted, batch.position, causal)
+        hidden = forward(decoder, drafted, batch.position, causal, batch.num_clean)
         verifier = decoder.diffusion_head(hidden[blocks.rows[:, None], blocks.columns[:, :-1]]).float()
     verifier[..., config.mask_token_id] = torch.finfo(verifier.dtype).min
     wanted = verifier.argmax(-1)

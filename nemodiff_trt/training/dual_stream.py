@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.model.decoder import Attention, RMSNorm
+
+HiddenStates = Callable[..., Tensor]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -16,7 +20,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _attend(attention: Attention, x: Tensor, tables: tuple[Tensor, ...], visible: Tensor, use_adapter: Tensor | None) -> Tensor:
+def _attend(
+    attention: Attention, x: Tensor, tables: tuple[Tensor, ...], biases: tuple[Tensor, Tensor], use_adapter: Tensor | None
+) -> Tensor:
+    """Attention of one layer; `biases` of the clean stream over itself and of the noisy stream over both."""
     batch, length, _ = x.shape
     num_heads, num_kv_heads = attention.num_heads, attention.num_kv_heads
 
@@ -28,7 +35,12 @@ def _attend(attention: Attention, x: Tensor, tables: tuple[Tensor, ...], visible
     value = split(attention.v_proj(x), num_kv_heads)
     # Expanded heads keep the fused CPU kernel, which has no grouped form under autograd.
     key, value = (t.repeat_interleave(num_heads // num_kv_heads, dim=1) for t in (key, value))
-    mixed = functional.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), attn_mask=visible)
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    num_clean = biases[0].shape[-1]
+    clean, noisy = query[:, :, :num_clean], query[:, :, num_clean:]
+    mixed = functional.scaled_dot_product_attention(clean, key[:, :, :num_clean], value[:, :, :num_clean], attn_mask=biases[0])
+    if noisy.shape[2] > 0:
+        mixed = torch.cat((mixed, functional.scaled_dot_product_attention(noisy, key, value, attn_mask=biases[1])), dim=2)
     mixed = mixed.transpose(1, 2).reshape(batch, length, -1)
     plain = attention.project_output(mixed, use_adapter=False)
     if use_adapter is None:
@@ -41,7 +53,12 @@ def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 def hidden_states(
-    decoder: TriModeDecoder, ids: Tensor, positions: Tensor, visible: Tensor, use_adapter: Tensor | None = None
+    decoder: TriModeDecoder,
+    ids: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    num_clean: int,
+    use_adapter: Tensor | None = None,
 ) -> Tensor:
     """Final normalised hidden states [B,T,hidden].
 
@@ -50,6 +67,7 @@ def hidden_states(
         ids: int64 [B,T].
         positions: int64 [B,T], rotary position of each token.
         visible: bool [B,T,T], query sees key.
+        num_clean: tokens of the clean stream, which never sees the noisy one: a third of the attention need not be computed.
         use_adapter: bool [B,T,1], True where the draft adapter applies; None leaves it out everywhere.
     """
     x = decoder.encoder.embed_tokens(ids)
@@ -57,8 +75,14 @@ def hidden_states(
         table[positions][:, None] for table in (decoder.query_cos, decoder.query_sin, decoder.key_cos, decoder.key_sin)
     )
     bias = torch.zeros(visible.shape, dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
-    bias = bias.masked_fill_(~visible, -torch.inf)[:, None]
+    bias = bias.masked_fill(~visible, -torch.inf)[:, None]
+    biases = bias[:, :, :num_clean, :num_clean].contiguous(), bias[:, :, num_clean:].contiguous()
     for layer in decoder.decoder_layers:
-        x = x + _attend(layer.self_attn, _norm(x, layer.input_layernorm), tables, bias, use_adapter)
+        x = x + _attend(layer.self_attn, _norm(x, layer.input_layernorm), tables, biases, use_adapter)
         x = x + layer.mlp(_norm(x, layer.post_attention_layernorm))
     return _norm(x, decoder.encoder.norm)
+
+
+def choose_forward(compiled: bool) -> HiddenStates:
+    """`hidden_states`, or the same function fused by torch.compile: a quarter faster on a CPU, and wants a C++ compiler."""
+    return torch.compile(hidden_states, dynamic=False) if compiled else hidden_states

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.training.corruption import Corruption
-from nemodiff_trt.training.dual_stream import hidden_states
+from nemodiff_trt.training.dual_stream import HiddenStates, hidden_states
 from nemodiff_trt.training.packing import PackedBatch
 
 
@@ -25,12 +25,18 @@ class JointLoss:
     diffusion_accuracy: float
 
 
-def joint_loss(decoder: TriModeDecoder, batch: PackedBatch, corruption: Corruption, diffusion_weight: float) -> JointLoss:
+def joint_loss(
+    decoder: TriModeDecoder,
+    batch: PackedBatch,
+    corruption: Corruption,
+    diffusion_weight: float,
+    forward: HiddenStates = hidden_states,
+) -> JointLoss:
     """Cross-entropy of next tokens in the clean stream plus `diffusion_weight` times 1/p-weighted cross-entropy of masks.
 
     Global averaging: each sum is divided by the number of answer tokens of the whole batch, not row by row.
     """
-    hidden = hidden_states(decoder, corruption.ids, batch.position, batch.visibility())
+    hidden = forward(decoder, corruption.ids, batch.position, batch.visibility(), batch.num_clean)
     counts = batch.is_answer.clone()
     counts[:, batch.num_clean :] = False
     is_masked = corruption.weight > 0

@@ -55,6 +55,7 @@ class TrainingOptions:
         learning_rate: of embedding, head and norms (AdamW).
         weight_decay: of both.
         warmup_steps: linear warm-up; the last `decay_fraction` of the run decays linearly to zero.
+        compiled: fuse the forward with torch.compile.
         model: geometry.
     """
 
@@ -62,7 +63,7 @@ class TrainingOptions:
     seed: int = 1
     num_rows: int = 16
     num_clean: int = 256
-    num_noisy: int = 192
+    num_noisy: int = 208
     block_lengths: tuple[int, ...] = (8, 16, 32)
     diffusion_weight: float = 0.3
     min_mask_rate: float = 0.05
@@ -71,6 +72,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     decay_fraction: float = 0.9
+    compiled: bool = False
     model: ModelConfig = field(default_factory=tiny_model_config)
 
     def __post_init__(self) -> None:

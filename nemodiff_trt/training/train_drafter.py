@@ -13,6 +13,7 @@ from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.model import LowRankAdapter, TriModeDecoder
 from nemodiff_trt.training import run_folder
 from nemodiff_trt.training.drafter_objective import drafter_loss
+from nemodiff_trt.training.dual_stream import choose_forward
 from nemodiff_trt.training.loop import LoopOptions, Progress, run_loop
 from nemodiff_trt.training.optimizers import Optimizers
 from nemodiff_trt.training.options import options_fingerprint
@@ -37,6 +38,7 @@ class DrafterOptions:
         greedy_share: part of the blocks drafted by argmax, the others are sampled.
         learning_rate: of AdamW.
         warmup_steps: linear warm-up; the last `decay_fraction` of the run decays linearly to zero.
+        compiled: fuse the forward with torch.compile.
     """
 
     num_steps: int = 600
@@ -51,6 +53,7 @@ class DrafterOptions:
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     decay_fraction: float = 0.5
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "rank", "alpha", "num_rows", "num_clean", "num_noisy", "warmup_steps"):
@@ -85,6 +88,7 @@ class DrafterTrainee:
         parameters = attach_trainable_adapter(decoder, options)
         adamw = torch.optim.AdamW(parameters, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.optimizers: Optimizers = (adamw,)
+        self.forward = choose_forward(options.compiled)
         self.fingerprint = options_fingerprint(options)
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -97,7 +101,7 @@ class DrafterTrainee:
         batch = pack_batch(samples, rng, shape, self.decoder.config.eos_token_id)
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = drafter_loss(self.decoder, batch, block_length, options.greedy_share, generator)
+            loss = drafter_loss(self.decoder, batch, block_length, options.greedy_share, generator, self.forward)
         torch.autograd.backward(loss.total)
         for optimizer in self.optimizers:
             optimizer.step()

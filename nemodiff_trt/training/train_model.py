@@ -11,6 +11,7 @@ import torch
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.training import run_folder
 from nemodiff_trt.training.corruption import corrupt
+from nemodiff_trt.training.dual_stream import choose_forward
 from nemodiff_trt.training.loop import LoopOptions, Progress, run_loop
 from nemodiff_trt.training.objective import joint_loss
 from nemodiff_trt.training.optimizers import build_optimizers
@@ -45,6 +46,7 @@ class ModelTrainee:
         self.decoder = TriModeDecoder(options.model, MAX_POSITIONS)
         initialise_weights(self.decoder, options.seed)
         self.optimizers = build_optimizers(self.decoder, options)
+        self.forward = choose_forward(options.compiled)
         self.fingerprint = options_fingerprint(options)
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -55,7 +57,7 @@ class ModelTrainee:
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         corruption = corrupt(batch, options.model.mask_token_id, options.min_mask_rate, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = joint_loss(self.decoder, batch, corruption, options.diffusion_weight)
+            loss = joint_loss(self.decoder, batch, corruption, options.diffusion_weight, self.forward)
         torch.autograd.backward(loss.total)
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         for optimizer in self.optimizers:

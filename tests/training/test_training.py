@@ -66,7 +66,9 @@ def test_dual_stream_equals_the_steps_it_trains() -> None:
     batch = pack_batch(iter([sample] * 9), random.Random(3), shape, 11)
     corruption = corrupt(batch, 100, 0.5, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits = decoder.diffusion_head(hidden_states(decoder, corruption.ids, batch.position, batch.visibility()))[0]
+        logits = decoder.diffusion_head(
+            hidden_states(decoder, corruption.ids, batch.position, batch.visibility(), batch.num_clean)
+        )[0]
         tokens = sample.prompt + sample.answer
         assert torch.allclose(logits[: len(tokens)], run_step(decoder, tokens, 0, causal=True), atol=1e-10)
         noisy_starts = batch.block_start[0, 12:]
@@ -83,7 +85,7 @@ def test_joint_loss_is_the_weighted_sum_of_both_cross_entropies() -> None:
     corruption = corrupt(batch, 100, 0.05, torch.Generator().manual_seed(2))
     loss = joint_loss(decoder, batch, corruption, diffusion_weight=0.3)
     with torch.no_grad():
-        hidden = hidden_states(decoder, corruption.ids, batch.position, batch.visibility())
+        hidden = hidden_states(decoder, corruption.ids, batch.position, batch.visibility(), batch.num_clean)
         negative = -decoder.diffusion_head(hidden).log_softmax(-1).gather(-1, batch.target[..., None])[..., 0]
     is_clean = torch.arange(48) < 24
     causal = negative[batch.is_answer & is_clean].mean()

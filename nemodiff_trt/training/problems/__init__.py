@@ -22,14 +22,14 @@ from nemodiff_trt.training.problems.base import Split as Split
 
 # Weights follow how slowly a category was learned in trial runs; evaluation takes every category alike.
 CATEGORIES: tuple[Category, ...] = (
-    Category(word_problems.CATEGORY, word_problems.generate, 2.0),
-    Category(receipts.CATEGORY, receipts.generate, 1.5),
+    Category(word_problems.CATEGORY, word_problems.generate, 1.75),
+    Category(receipts.CATEGORY, receipts.generate, 1.25),
     Category(sorting.CATEGORY, sorting.generate, 1.5),
-    Category(translation.CATEGORY, translation.generate, 1.25),
-    Category(counting.CATEGORY, counting.generate, 1.0),
-    Category(copying.CATEGORY, copying.generate, 1.0),
+    Category(translation.CATEGORY, translation.generate, 1.5),
+    Category(counting.CATEGORY, counting.generate, 1.5),
+    Category(copying.CATEGORY, copying.generate, 1.25),
     Category(code.CATEGORY, code.generate, 0.75),
-    Category(json_records.CATEGORY, json_records.generate, 0.75),
+    Category(json_records.CATEGORY, json_records.generate, 1.0),
 )
 
 

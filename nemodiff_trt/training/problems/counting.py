@@ -7,12 +7,14 @@ import random
 from nemodiff_trt.training.problems.base import Problem
 
 CATEGORY = "counting"
+_STEPS = (1, 2, 3, 4, 5, 10)
 
 
 def generate(rng: random.Random) -> Problem:
-    """Eight to twenty numbers below 200, separated by commas."""
-    step, count = rng.randint(1, 9), rng.randint(8, 20)
-    start = rng.randint(0, 199 - step * (count - 1))
+    """Eight to twenty numbers up to 200, separated by commas."""
+    step = rng.choice(_STEPS)
+    count = rng.randint(8, 20)
+    start = rng.randint(0, 200 - step * (count - 1))
     numbers = [start + step * index for index in range(count)]
     direction = "up"
     if rng.random() < 0.4:

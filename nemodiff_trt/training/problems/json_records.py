@@ -12,10 +12,10 @@ CATEGORY = "json"
 
 
 def generate(rng: random.Random) -> Problem:
-    """Two to four people as a JSON list, one object a line."""
+    """Two to five people as a JSON list, one object a line."""
     people = [
         {"name": rng.choice(NAMES), "age": rng.randint(18, 90), "city": rng.choice(CITIES), "job": rng.choice(JOBS)}
-        for _ in range(rng.randint(2, 4))
+        for _ in range(rng.randint(2, 5))
     ]
     keys = ["name", *rng.sample(("age", "city", "job"), rng.randint(1, 3))]
     rows = [{key: person[key] for key in keys} for person in people]

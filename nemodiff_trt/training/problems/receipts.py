@@ -11,8 +11,8 @@ CATEGORY = "receipt"
 
 
 def generate(rng: random.Random) -> Problem:
-    """Two to four items with count and price, a line each, and the total."""
-    items = [(thing, rng.randint(2, 9), rng.randint(2, 9)) for thing in rng.sample(THINGS, rng.randint(2, 4))]
+    """Two to five items with count and price, a line each, and the total."""
+    items = [(thing, rng.randint(2, 9), rng.randint(2, 9)) for thing in rng.sample(THINGS, rng.randint(2, 5))]
     described = ", ".join(f"{count} {thing} at {price}" for thing, count, price in items)
     lines, total = [], 0
     for thing, count, price in items:

@@ -15,11 +15,11 @@ MIN_TOTAL_TO_LOSE = 5
 
 
 def generate(rng: random.Random) -> Problem:
-    """Two to four changes to a count, then the count."""
+    """Two to five changes to a count, then the count."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     total = rng.randint(10, 60)
     story, working = [f"{name} has {total} {thing}."], [f"{name} starts with {total} {thing}."]
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(2, 5)):
         sentence, lines, total = _change(rng, total)
         story.append(sentence)
         working += lines
