@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 PROGRAM = "build_engines"
 _REQUIRED = ("target", "output")
+# Given as one text, separated by commas.
+_LISTS = ("modes", "sm")
+# Off unless asked for, so that nobody has to switch them off.
+_SWITCHES = ("force", "strict")
 
 
 def main() -> None:
@@ -54,11 +58,11 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """The field as a parameter that Typer turns into an option."""
     kind = get_type_hints(CompileOptions)[field.name]
     default = field.default
-    if field.name == "modes":
-        kind, default = str, ",".join(field.default)  # type: ignore[arg-type]
+    if field.name in _LISTS:
+        kind, default = str, ",".join(map(str, field.default))  # type: ignore[arg-type]
     flags = [option_name(field.name)] if kind is not bool else [f"{option_name(field.name)}/--no-{field.name}"]
-    if field.name == "force":
-        flags = ["--force"]
+    if field.name in _SWITCHES:
+        flags = [option_name(field.name)]
     annotation: Any = Annotated[kind, typer.Option(*flags, help=field.metadata["help"])]
     if field.name in _REQUIRED:
         default = inspect.Parameter.empty
@@ -72,7 +76,7 @@ def _options(values: dict[str, Any]) -> CompileOptions:
         InvalidInputError: see `CompileOptions`.
     """
     try:
-        return CompileOptions(**{**values, "modes": _modes(values["modes"])})
+        return CompileOptions(**{**values, "modes": _modes(values["modes"]), "sm": _sms(values["sm"])})
     except InvalidInputError as error:
         raise _as_option(error) from error
 
@@ -82,6 +86,13 @@ def _modes(text: str) -> tuple[Mode, ...]:
         return tuple(Mode(name.strip()) for name in text.split(",") if name.strip())
     except ValueError as error:
         raise InvalidInputError("modes", text, f"{', '.join(Mode)}, separated by commas") from error
+
+
+def _sms(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",") if number.strip())
+    except ValueError as error:
+        raise InvalidInputError("sm", text, "compute capabilities such as 120, separated by commas") from error
 
 
 def _as_option(error: InvalidInputError) -> InvalidInputError:

@@ -1,9 +1,8 @@
-"""The story of a build in one function: checkpoint -> capture -> passes -> weights -> engines -> checked bundle."""
+"""The story of a build in one function: model -> capture -> passes -> weights -> engines -> checked bundle."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,74 +10,58 @@ from pathlib import Path
 import torch
 
 from nemodiff_trt.build_engines.capture import capture_step
-from nemodiff_trt.build_engines.parity import ParityResult, check_parity, load_stored_decoder
-from nemodiff_trt.build_engines.prepack import prepack_weights
-from nemodiff_trt.build_engines.report import BuiltParts, RoleGraph, report_content
+from nemodiff_trt.build_engines.model_source import ModelSource, open_source
+from nemodiff_trt.build_engines.report import RoleGraph, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
-from nemodiff_trt.build_engines.stored_weights import (
-    StoredWeights,
-    WeightLayouter,
-    checkpoint_source,
-    plan_weights,
-    write_weights,
-)
-from nemodiff_trt.build_engines.targets.onnxruntime import EngineFile, role_engines, write_engines
-from nemodiff_trt.bundle import AdapterFacts, Bundle, BundleWriter, Manifest, build_key, check_output, tool_versions
-from nemodiff_trt.bundle.manifest import REPORT_FILE, TOKENIZER_DIR, WEIGHTS_FILE
-from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
-from nemodiff_trt.checkpoint.layout import TOKENIZER_FILES
+from nemodiff_trt.build_engines.stored_weights import plan_weights
+from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines, builder_for
+from nemodiff_trt.bundle import Bundle, BundleWriter, Manifest, build_key, check_output, tool_versions
+from nemodiff_trt.bundle.manifest import REPORT_FILE, WEIGHTS_FILE
+from nemodiff_trt.bundle.tokenizer_files import copy_tokenizer
+from nemodiff_trt.bundle.weight_writer import StoredWeights, WeightLayouter, write_weights
 from nemodiff_trt.contract import ENGINE_FLOAT
-from nemodiff_trt.errors import BundleError
-from nemodiff_trt.model import TriModeDecoder
-from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.errors import AuditError, BundleError
+from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.vocabulary import Role
 
-# Beside the files a tokenizer is read from, what other tools write and read there.
-_OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "generation_config.json")
-
 
 def compile_bundle(options: CompileOptions, listener: ProgressListener | None = None) -> Bundle:
-    """Compile the checkpoint named in `options` and write the bundle to `options.output`.
+    """Compile the model named in `options` and write the bundle to `options.output`.
 
     Raises:
-        InvalidInputError: an option does not fit the checkpoint, or the output must not be replaced. Nothing was written.
-        NemodiffError: a pass, the lowering or the parity check failed. Nothing is left behind.
+        InvalidInputError: an option does not fit the model, or the output must not be replaced. Nothing was written.
+        NemodiffError: a pass, the lowering, the compiler, the parity check or a strict audit failed. Nothing is left behind.
     """
     check_output(options.output, options.force)
+    build = builder_for(options.target)
     clock = StageClock(listener or SilentListener())
-    with clock.stage("open checkpoint"):
-        checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint or ""))
-        options.check_model(checkpoint.config)
-        adapter = _adapter_facts(checkpoint, options)
-        key = build_key(checkpoint.identity, options, tool_versions(options.target))
+    with clock.stage("open model"):
+        source = open_source(options)
+        options.check_model(source.model)
+        key = build_key(source.identity, options, tool_versions(options.target))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
             dtype = getattr(torch, ENGINE_FLOAT[options.precision])
-            captured = capture_step(checkpoint.config, dtype, options.limits.cache_capacity)
+            captured = capture_step(source.model, dtype, options.limits.cache_capacity)
         with clock.stage("passes", total=len(options.roles)):
-            roles = _run_passes(captured, checkpoint, options, adapter, clock)
+            roles = _run_passes(captured, source, options, clock)
         graphs = {role: entry.graph for role, entry in roles.items()}
-        stored = plan_weights(graphs, checkpoint.config, adapter)
-        with clock.stage("write weights", total=stored.num_bytes):
-            layouter = WeightLayouter(checkpoint.config, checkpoint_source(checkpoint), options.limits.cache_capacity, adapter)
-            for size in write_weights(writer.path / WEIGHTS_FILE, stored, layouter):
-                clock.listener.advance(size)
-        with clock.stage("lower to ONNX"):
-            engines = write_engines(writer.path, graphs, stored.spans)
-        with clock.stage("pack matrices"):
-            packed = prepack_weights(writer.path, [engine.file for engine in engines], WEIGHTS_FILE)
-        with clock.stage("check parity", total=len(engines)):
-            capacity = options.limits.cache_capacity
-            decoder = load_stored_decoder(writer.path, checkpoint.config, stored.layouts, adapter, capacity)
-            parity = _check_engines(writer.path, engines, decoder, clock)
+        stored = plan_weights(graphs, source.model, source.adapter)
+        if source.tensors is not None:
+            _write_weights(writer.path, source, stored, options, clock)
+        has_weights = source.tensors is not None
+        built = build(BuildInput(options, source.model, source.adapter, graphs, stored, has_weights, writer.path, clock))
+        if options.strict and built.warnings:
+            raise AuditError(f"{len(built.warnings)} findings, the first: {built.warnings[0]}")
         with clock.stage("publish"):
-            _copy_tokenizer(checkpoint.path, writer.path)
-            report = report_content(BuiltParts(roles, engines, packed, parity), key, clock.seconds, writer.path)
+            if source.tokenizer_dir is not None:
+                copy_tokenizer(source.tokenizer_dir, writer.path)
+            report = report_content(roles, built, key, clock.seconds, writer.path)
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            writer.publish(_manifest(options, checkpoint, adapter, engines, stored, key, writer))
+            writer.publish(_manifest(options, source, built, stored, key, writer))
     return Bundle.open(options.output, verify=False)
 
 
@@ -91,28 +74,19 @@ def _disk_errors(output: Path) -> Iterator[None]:
         raise BundleError(f"cannot write {output}: {error.strerror or error}") from error
 
 
-def _adapter_facts(checkpoint: Checkpoint, options: CompileOptions) -> AdapterFacts | None:
-    """The adapter some role of this build applies, if any."""
-    is_wanted = Role.DRAFT in options.roles and options.draft_adapter is not AdapterForm.NONE
-    if checkpoint.adapter is None or not is_wanted:
-        return None
-    return AdapterFacts(checkpoint.adapter.rank, checkpoint.adapter.scale)
-
-
-def _run_passes(
-    captured: StepGraph, checkpoint: Checkpoint, options: CompileOptions, adapter: AdapterFacts | None, clock: StageClock
-) -> dict[Role, RoleGraph]:
+def _run_passes(captured: StepGraph, source: ModelSource, options: CompileOptions, clock: StageClock) -> dict[Role, RoleGraph]:
     """Specialise the one capture for every role."""
     roles = {}
     for done, role in enumerate(options.roles, start=1):
         graph = captured.copy()
         pass_options = PassOptions(
             role=role,
-            model=checkpoint.config,
+            model=source.model,
             precision=options.precision,
-            adapter=adapter,
+            adapter=source.adapter,
             adapter_form=options.draft_adapter,
             keep_logits=options.sampling,
+            cache_capacity=options.limits.cache_capacity,
         )
         reports = run_pipeline(graph, PIPELINES[options.target][role], pass_options)
         roles[role] = RoleGraph(graph, reports)
@@ -120,43 +94,33 @@ def _run_passes(
     return roles
 
 
-def _check_engines(
-    bundle_dir: Path, engines: list[EngineFile], decoder: TriModeDecoder, clock: StageClock
-) -> list[ParityResult]:
-    results = []
-    for done, engine in enumerate(engines, start=1):
-        results += check_parity(bundle_dir, engine, decoder)
-        clock.listener.advance(done)
-    return results
-
-
-def _copy_tokenizer(checkpoint_dir: Path, bundle_dir: Path) -> None:
-    target = bundle_dir / TOKENIZER_DIR
-    target.mkdir()
-    for name in (*TOKENIZER_FILES, *_OTHER_TOKENIZER_FILES):
-        if (checkpoint_dir / name).is_file():
-            shutil.copyfile(checkpoint_dir / name, target / name)
+def _write_weights(
+    bundle_dir: Path, source: ModelSource, stored: StoredWeights, options: CompileOptions, clock: StageClock
+) -> None:
+    assert source.tensors is not None, "checked by the caller"
+    with clock.stage("write weights", total=stored.num_bytes):
+        layouter = WeightLayouter(source.model, source.tensors, options.limits.cache_capacity, source.adapter)
+        for size in write_weights(bundle_dir / WEIGHTS_FILE, stored, layouter):
+            clock.listener.advance(size)
 
 
 def _manifest(
-    options: CompileOptions,
-    checkpoint: Checkpoint,
-    adapter: AdapterFacts | None,
-    engines: list[EngineFile],
-    stored: StoredWeights,
-    key: str,
-    writer: BundleWriter,
+    options: CompileOptions, source: ModelSource, built: BuiltEngines, stored: StoredWeights, key: str, writer: BundleWriter
 ) -> Manifest:
     return Manifest(
-        model=checkpoint.config,
+        model=source.model,
         target=options.target,
         precision=options.precision,
         modes=options.modes,
         limits=options.limits,
         keep_logits=options.sampling,
-        adapter=adapter,
-        roles=role_engines(engines),
+        adapter=source.adapter,
+        roles=built.roles,
         weights=stored.layouts,
+        weight_shapes=stored.shapes,
+        weight_storage=options.weights,
+        has_weights=source.tensors is not None,
+        sms=built.sms,
         build_key=key,
         tool_versions=tool_versions(options.target),
         files=writer.file_entries(),

@@ -30,7 +30,7 @@ _CAPACITY = 16
 # About ten roundings per layer lie on the path of a value; independent ones add up as a square root. Four standard deviations
 # of that are allowed, and four times as much in fp32, where sums over many terms round in the same format.
 _ROUNDINGS_PER_LAYER = 10
-_DEVIATIONS = {torch.float32: 16, torch.float16: 4}
+_DEVIATIONS = {torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,14 @@ class ParityResult:
     cache_error: float
     confidence_error: float
     tolerance: float
+
+    def errors(self) -> dict[str, float]:
+        """For the report, which names the role itself."""
+        return {
+            "cache_error": self.cache_error,
+            "confidence_error": self.confidence_error,
+            "tolerance": self.tolerance,
+        }
 
 
 def load_stored_decoder(

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemodiff_trt.build_engines.parity import ParityResult
-from nemodiff_trt.build_engines.prepack import PrepackReport
-from nemodiff_trt.build_engines.targets.onnxruntime import EngineFile
+from nemodiff_trt.build_engines.targets.build_target import BuiltEngines
 from nemodiff_trt.bundle.reader import list_files
 from nemodiff_trt.passes.base import PassReport
 from nemodiff_trt.passes.graph import StepGraph
@@ -28,45 +26,22 @@ class RoleGraph:
     passes: tuple[PassReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltParts:
-    """Everything a finished build can tell of itself."""
-
-    roles: dict[Role, RoleGraph]
-    engines: list[EngineFile]
-    packed: PrepackReport
-    parity: list[ParityResult]
-
-
-def report_content(built: BuiltParts, build_key: str, stage_seconds: dict[str, float], bundle_dir: Path) -> dict[str, Any]:
+def report_content(
+    roles: dict[Role, RoleGraph], built: BuiltEngines, build_key: str, stage_seconds: dict[str, float], bundle_dir: Path
+) -> dict[str, Any]:
     """Content of `report.json`.
 
     Args:
-        built: parts of the build.
+        roles: graphs and what their passes reported.
+        built: gives the target's own entries.
         build_key: of the manifest.
         stage_seconds: stages finished so far.
         bundle_dir: folder whose file sizes are reported.
     """
     return {
         "build_key": build_key,
-        "passes": {role: [_pass_report(report) for report in entry.passes] for role, entry in built.roles.items()},
-        "engines": {
-            engine.file: {
-                "roles": list(engine.roles),
-                "num_nodes": sum(engine.num_nodes.values()),
-                "num_nodes_per_op": engine.num_nodes,
-            }
-            for engine in built.engines
-        },
-        "packed_matrices": dataclasses.asdict(built.packed),
-        "parity": {
-            result.role: {
-                "cache_error": result.cache_error,
-                "confidence_error": result.confidence_error,
-                "tolerance": result.tolerance,
-            }
-            for result in built.parity
-        },
+        "passes": {role: [_pass_report(report) for report in entry.passes] for role, entry in roles.items()},
+        **built.report,
         "file_bytes": {name: (bundle_dir / name).stat().st_size for name in list_files(bundle_dir)},
         "stage_seconds": {name: round(seconds, 3) for name, seconds in stage_seconds.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES,

@@ -54,6 +54,11 @@ def present_value(layer: int) -> str:
     return f"present_value_{layer}"
 
 
+def scaled_query(layer: int) -> str:
+    """Name of the scratch output that holds the scaled query of one layer, on targets that want one."""
+    return f"scaled_query_{layer}"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Sizes an engine was built for. All are counts of tokens, except `max_batch_size`.

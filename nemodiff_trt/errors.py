@@ -41,3 +41,7 @@ class LoweringError(NemodiffError):
 
 class ParityError(NemodiffError):
     """A compiled engine disagrees with the eager decoder."""
+
+
+class AuditError(NemodiffError):
+    """A strict build or inspection found something in a compiled plan that should not be there."""

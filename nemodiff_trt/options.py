@@ -15,14 +15,22 @@ from typing import Any
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.full_size import FULL_SIZE_CONFIGS
 from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
 
-FULL_SIZE_CONFIGS = tuple(f"nemotron-labs-diffusion-{size}" for size in ("3b", "8b", "14b"))
 DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
 # What can be compiled today, per target. Everything else is refused before any work starts.
-_PRECISIONS: dict[Target, tuple[Precision, ...]] = {Target.ONNXRUNTIME: (Precision.FP32, Precision.FP16)}
-_MODES: dict[Target, tuple[Mode, ...]] = {Target.ONNXRUNTIME: DEFAULT_MODES}
+_PRECISIONS: dict[Target, tuple[Precision, ...]] = {
+    Target.ONNXRUNTIME: (Precision.FP32, Precision.FP16),
+    # Fused attention has no fp32 kernel.
+    Target.TENSORRT_RTX: (Precision.BF16, Precision.FP16),
+    Target.TENSORRT: (Precision.BF16, Precision.FP16),
+}
+_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, DEFAULT_MODES)
+# Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
+TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
+_GPU_TARGETS = (Target.TENSORRT_RTX, Target.TENSORRT)
 
 
 class WeightStorage(StrEnum):
@@ -61,12 +69,14 @@ class CompileOptions:
     """
 
     checkpoint: str | None = _run(None, "Checkpoint folder, or nemodiff-tiny for the packaged one.")
-    config: str | None = _build(None, f"Full-size geometry without a checkpoint: {', '.join(FULL_SIZE_CONFIGS)}.")
+    config: str | None = _build(
+        None, f"Geometry without a checkpoint: {', '.join(FULL_SIZE_CONFIGS)}, or a folder with config.json."
+    )
     target: Target = _build(Target.ONNXRUNTIME, "Who compiles the engines.")
     output: Path = _run(Path("bundle"), "Folder of the bundle to write.")
     modes: tuple[Mode, ...] = _build(DEFAULT_MODES, "Decoding modes to serve, separated by commas.")
     precision: Precision = _build(Precision.FP32, "Number format of weights, activations and cache.")
-    sm: int | None = _build(None, "Compute capability of the GPU, 120 for example; GPU targets only.")
+    sm: tuple[int, ...] = _build((), "Compute capabilities to compile for, separated by commas: 120,121. tensorrt-rtx only.")
     weights: WeightStorage = _build(WeightStorage.SHARED, "One weight file for all roles, or weights inside each engine.")
     block_length: int = _build(32, "Largest block that can be drafted or denoised at run time, in tokens.")
     max_batch_size: int = _build(8, "Largest number of sequences in one step.")
@@ -75,6 +85,7 @@ class CompileOptions:
     sampling: bool = _build(False, "Also return logits, which sampling needs.")
     draft_adapter: AdapterForm = _build(AdapterForm.LOW_RANK, "How drafting applies the adapter.")
     calibration: Path | None = _build(None, "Calibration statistics for quantised precisions.")
+    strict: bool = _run(False, "Fail on any finding of the plan audit with severity warning.")
     force: bool = _run(False, "Replace an existing bundle once the new one is complete.")
 
     def __post_init__(self) -> None:
@@ -85,8 +96,8 @@ class CompileOptions:
     def _check_source(self) -> None:
         if (self.checkpoint is None) == (self.config is None):
             raise InvalidInputError("checkpoint", self.checkpoint, "exactly one of checkpoint and config")
-        if self.config is not None and self.config not in FULL_SIZE_CONFIGS:
-            raise InvalidInputError("config", self.config, ", ".join(FULL_SIZE_CONFIGS))
+        if self.config is not None and self.config not in FULL_SIZE_CONFIGS and not Path(self.config).is_dir():
+            raise InvalidInputError("config", self.config, f"{', '.join(FULL_SIZE_CONFIGS)}, or a folder with config.json")
 
     def _check_available(self) -> None:
         if self.target not in _PRECISIONS:
@@ -104,16 +115,29 @@ class CompileOptions:
         self._check_target_fields()
 
     def _check_target_fields(self) -> None:
-        if self.config is not None:
+        if self.config is not None and self.target not in _GPU_TARGETS:
             raise InvalidInputError(
                 "config", self.config, f"a checkpoint instead: target {self.target} keeps weights in the bundle"
             )
-        if self.sm is not None:
-            raise InvalidInputError("sm", self.sm, f"nothing for target {self.target}, which runs on the CPU")
+        self._check_sm()
         if self.weights is not WeightStorage.SHARED:
-            raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
+            if self.target not in _GPU_TARGETS:
+                raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
+            if self.config is not None:
+                raise InvalidInputError("weights", str(self.weights), "shared for a build without a checkpoint")
         if self.calibration is not None:
             raise InvalidInputError("calibration", str(self.calibration), f"nothing for precision {self.precision}")
+
+    def _check_sm(self) -> None:
+        shown = ",".join(map(str, self.sm))
+        if self.target is not Target.TENSORRT_RTX:
+            if self.sm:
+                reason = "which compiles for the GPU it finds" if self.target is Target.TENSORRT else "which runs on the CPU"
+                raise InvalidInputError("sm", shown, f"nothing for target {self.target}, {reason}")
+            return
+        allowed = ", ".join(map(str, TENSORRT_RTX_SMS))
+        if not self.sm or any(sm not in TENSORRT_RTX_SMS for sm in self.sm) or len(set(self.sm)) < len(self.sm):
+            raise InvalidInputError("sm", shown, f"one or more of {allowed} for target {self.target}, each once")
 
     @property
     def limits(self) -> Limits:
@@ -134,9 +158,9 @@ class CompileOptions:
             raise InvalidInputError("max_seq_len", self.max_seq_len, allowed)
 
     def build_fields(self) -> dict[str, Any]:
-        """The build fields as JSON values; the build key hashes them. The order of the modes does not matter."""
+        """The build fields as JSON values; the build key hashes them. The order within a list does not matter."""
         fields = [field.name for field in dataclasses.fields(self) if field.metadata["kind"] == "build"]
-        return {name: _plain(sorted(self.modes) if name == "modes" else getattr(self, name)) for name in fields}
+        return {name: _plain(sorted(value) if isinstance(value := getattr(self, name), tuple) else value) for name in fields}
 
 
 def _plain(value: Any) -> Any:

@@ -16,10 +16,14 @@ from nemodiff_trt.vocabulary import Precision, Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassOptions:
-    """What passes may know of the build. `adapter` is None when the checkpoint has none."""
+    """What passes may know of the build.
+
+    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`.
+    """
 
     role: Role
     model: ModelConfig
+    cache_capacity: int
     precision: Precision = Precision.FP32
     adapter: AdapterFacts | None = None
     adapter_form: AdapterForm = AdapterForm.LOW_RANK

@@ -23,15 +23,19 @@ NODE_VALUE = "val"
 
 @dataclass(slots=True)
 class StepGraph:
-    """A step under transformation. Output order is that of `output_names`."""
+    """A step under transformation. Output order is that of `output_names`.
+
+    `scratch` names outputs beyond the step contract: a target wants them to exist, nobody reads them.
+    """
 
     graph: fx.Graph
     output_names: tuple[str, ...]
     weights: dict[str, WeightLayout]
+    scratch: tuple[str, ...] = ()
 
     def copy(self) -> StepGraph:
         """Independent graph; the fake tensors on its nodes are shared."""
-        return StepGraph(copy.deepcopy(self.graph), self.output_names, dict(self.weights))
+        return StepGraph(copy.deepcopy(self.graph), self.output_names, dict(self.weights), self.scratch)
 
     @property
     def inputs(self) -> dict[str, fx.Node]:

@@ -6,10 +6,13 @@ from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.apply_draft_adapter import apply_draft_adapter
 from nemodiff_trt.passes.attach_decision_head import attach_decision_head
 from nemodiff_trt.passes.base import PassOptions, Stage
+from nemodiff_trt.passes.expose_queries import expose_queries
 from nemodiff_trt.passes.fuse_gate_up import fuse_gate_up
 from nemodiff_trt.passes.fuse_qkv import fuse_qkv
+from nemodiff_trt.passes.scale_queries import scale_queries
 from nemodiff_trt.passes.select_last_position import select_last_position
 from nemodiff_trt.passes.set_attention_direction import set_attention_direction
+from nemodiff_trt.passes.share_rotary_tables import scales_queries, share_rotary_tables
 from nemodiff_trt.passes.transpose_linear_weights import transpose_linear_weights
 from nemodiff_trt.passes.verify_contract import verify_contract
 from nemodiff_trt.vocabulary import Role, Target
@@ -30,31 +33,51 @@ def adapted_layers(options: PassOptions) -> int:
     return options.model.num_hidden_layers if options.drafts_with_adapter else 0
 
 
+def unscaled_layers(options: PassOptions) -> int:
+    """Every layer, unless the cache reaches positions whose queries are scaled."""
+    return 0 if scales_queries(options) else options.model.num_hidden_layers
+
+
 def linears_after_fusion(options: PassOptions) -> int:
     """qkv, o, gate|up and down per layer, two more for a low-rank branch, and the vocabulary projection."""
     has_branch = options.drafts_with_adapter and options.adapter_form is AdapterForm.LOW_RANK
     return options.model.num_hidden_layers * (6 if has_branch else 4) + 1
 
 
-_STORED_FOR_ONNX = (
+_FUSE = (Stage(share_rotary_tables, unscaled_layers), Stage(fuse_qkv, per_layer), Stage(fuse_gate_up, per_layer))
+# Last in every pipeline: it judges the result.
+_VERIFY = Stage(verify_contract, once)
+_FOR_ONNX = (
     # Both fusions before the transposition: they join weights along their outputs while these are still rows.
-    Stage(fuse_qkv, per_layer),
-    Stage(fuse_gate_up, per_layer),
+    *_FUSE,
     Stage(transpose_linear_weights, linears_after_fusion),
-    # Last: it judges the result.
-    Stage(verify_contract, once),
+    _VERIFY,
 )
+# Matrices stay [out,in]: the network's own product transposes them for nothing.
+_FOR_ONE_TOKEN = (*_FUSE, Stage(scale_queries, per_layer), _VERIFY)
+# The scaled query is what attention reads, so it is scaled before it is exposed.
+_FOR_BLOCKS = (*_FUSE, Stage(scale_queries, per_layer), Stage(expose_queries, per_layer), _VERIFY)
+
 _DECIDE = Stage(attach_decision_head, once)
+_SELECT = Stage(select_last_position, once)
 _BIDIRECTIONAL = Stage(set_attention_direction, per_layer)
+_ADAPT = Stage(apply_draft_adapter, adapted_layers)
 
-_ONNXRUNTIME: dict[Role, tuple[Stage, ...]] = {
+# What makes a role, whatever the target.
+_ROLES: dict[Role, tuple[Stage, ...]] = {
     # The row is selected before the head is attached: it is found through the logits output, which the head replaces.
-    Role.PREFILL: (Stage(select_last_position, once), _DECIDE, *_STORED_FOR_ONNX),
-    Role.DECODE: (_DECIDE, *_STORED_FOR_ONNX),
-    Role.VERIFY: (_DECIDE, *_STORED_FOR_ONNX),
-    Role.DENOISE: (_BIDIRECTIONAL, _DECIDE, *_STORED_FOR_ONNX),
-    # The adapter before the transposition: its matrices are linear layers like the others and are stored like them.
-    Role.DRAFT: (_BIDIRECTIONAL, Stage(apply_draft_adapter, adapted_layers), _DECIDE, *_STORED_FOR_ONNX),
+    Role.PREFILL: (_SELECT, _DECIDE),
+    Role.DECODE: (_DECIDE,),
+    Role.VERIFY: (_DECIDE,),
+    Role.DENOISE: (_BIDIRECTIONAL, _DECIDE),
+    # The adapter before the target's stages: its matrices are linear layers like the others and are stored like them.
+    Role.DRAFT: (_BIDIRECTIONAL, _ADAPT, _DECIDE),
 }
+_ONNXRUNTIME = {role: (*stages, *_FOR_ONNX) for role, stages in _ROLES.items()}
+_TENSORRT = {role: (*stages, *(_FOR_ONE_TOKEN if role is Role.DECODE else _FOR_BLOCKS)) for role, stages in _ROLES.items()}
 
-PIPELINES: dict[Target, dict[Role, tuple[Stage, ...]]] = {Target.ONNXRUNTIME: _ONNXRUNTIME}
+PIPELINES: dict[Target, dict[Role, tuple[Stage, ...]]] = {
+    Target.ONNXRUNTIME: _ONNXRUNTIME,
+    Target.TENSORRT_RTX: _TENSORRT,
+    Target.TENSORRT: _TENSORRT,
+}

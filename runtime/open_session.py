@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemodiff_trt.bundle import Bundle
-from nemodiff_trt.errors import BundleError
+from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Target
 
@@ -13,15 +13,23 @@ def open_session(bundle: Bundle, num_threads: int | None = None) -> Session:
 
     Args:
         bundle: an opened bundle.
-        num_threads: CPU threads a step may use; None for all CPUs of the process.
+        num_threads: CPU threads a step may use, onnxruntime only; None for all CPUs of the process.
 
     Raises:
-        BundleError: this version has no session for the bundle's target, or an engine cannot be loaded.
-        InvalidInputError: `num_threads` is not positive.
+        BundleError: this version has no session for the target, the machine cannot run it, or an engine cannot be loaded.
+        InvalidInputError: `num_threads` is not positive, or given for a GPU.
     """
     if bundle.manifest.target is Target.ONNXRUNTIME:
         from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 
         session: Session = OnnxRuntimeSession.open(bundle, num_threads)
         return session
-    raise BundleError(f"{bundle.path}: target {bundle.manifest.target} cannot be run, only {Target.ONNXRUNTIME}")
+    if bundle.manifest.target in (Target.TENSORRT_RTX, Target.TENSORRT):
+        from nemodiff_trt.runtime.kernel_cache import kernel_cache_file
+        from nemodiff_trt.runtime.session_tensorrt import TensorRTSession
+
+        if num_threads is not None:
+            allowed = f"nothing for target {bundle.manifest.target}, which runs on a GPU"
+            raise InvalidInputError("num_threads", num_threads, allowed)
+        return TensorRTSession.open(bundle, kernels=kernel_cache_file(bundle.path))
+    raise BundleError(f"{bundle.path}: this version cannot run target {bundle.manifest.target}")

@@ -20,6 +20,13 @@ from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.step_checks import (
+    check_batch_size,
+    check_input_shape,
+    check_role_and_step,
+    check_room,
+    copy_last_index,
+)
 from nemodiff_trt.vocabulary import Role, Target
 
 _SESSION_CONFIG = {
@@ -68,9 +75,6 @@ class OnnxRuntimeSession:
         self._engines = engines
         self._model, self._limits = manifest.model, manifest.limits
         self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.precision])
-        block = range(1, manifest.limits.block_length + 1)
-        steps = {Role.PREFILL: range(1, manifest.limits.prefill_chunk + 1), Role.DECODE: range(1, 2)}
-        self._steps = {role: steps.get(role, block) for role in engines}
 
     @classmethod
     def open(cls, bundle: Bundle, num_threads: int | None = None) -> OnnxRuntimeSession:
@@ -117,8 +121,7 @@ class OnnxRuntimeSession:
         Raises:
             InvalidInputError: the engines were built for fewer rows.
         """
-        if not 1 <= batch_size <= self._limits.max_batch_size:
-            raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
+        check_batch_size(batch_size, self._limits)
         return BoundCache(self, batch_size)
 
     def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
@@ -131,25 +134,19 @@ class OnnxRuntimeSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        if input_ids.shape != binding.input_ids.shape:
-            raise InvalidInputError("input_ids", input_ids.shape, f"shape {binding.input_ids.shape} for this cache")
+        check_input_shape(input_ids.shape, (cache.batch_size, step))
         # A list: for a handful of rows faster than a reduction.
-        longest = max(cache.length.tolist())
-        if longest + step > cache.capacity:
-            raise InvalidInputError("cache_length", longest, f"at most {cache.capacity - step} before a step of {step} tokens")
+        check_room(max(cache.length.tolist()), step, cache.capacity)
         np.copyto(binding.input_ids, input_ids)
         np.copyto(binding.cache_length, cache.length)
         if binding.last_index is not None:
-            _copy_last_index(binding.last_index, last_index, step)
+            copy_last_index(binding.last_index, last_index, step)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
 
     def _bind(self, role: Role, step: int, cache: BoundCache) -> _Binding:
         """Allocate and bind the buffers of one step shape."""
-        if role not in self._engines:
-            raise InvalidInputError("role", str(role), f"{', '.join(sorted(self._engines))} in this bundle")
-        if step not in self._steps[role]:
-            raise InvalidInputError("input_ids", f"{step} tokens", f"1 to {self._steps[role][-1]} tokens in a {role} step")
+        check_role_and_step(role, step, self._engines, self._limits)
         batch, engine = cache.batch_size, self._engines[role]
         rows = 1 if role is Role.PREFILL else step
         output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
@@ -184,15 +181,6 @@ class OnnxRuntimeSession:
 def _over(array: np.ndarray) -> Any:
     """ONNX Runtime value over the memory of a contiguous array, which the caller keeps alive."""
     return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _copy_last_index(target: np.ndarray, last_index: np.ndarray | None, step: int) -> None:
-    if last_index is None or last_index.shape != target.shape:
-        raise InvalidInputError("last_index", last_index, f"int64 of shape {target.shape} for a prefill step")
-    wanted = last_index.tolist()
-    if min(wanted) < 0 or max(wanted) >= step:
-        raise InvalidInputError("last_index", wanted, f"0 to {step - 1}, the tokens of the step")
-    np.copyto(target, last_index)
 
 
 def _load_engine(bundle: Bundle, file: str, num_threads: int) -> Any:

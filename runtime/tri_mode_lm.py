@@ -138,7 +138,11 @@ class TriModeLM:
     def _take_cache(self, batch_size: int) -> KVCache[Any]:
         """The cache of the last batch if it fits and is not in use: allocating one may cost more than a short answer."""
         cache, self._spare_cache = self._spare_cache, None
-        return cache if cache is not None and cache.batch_size == batch_size else self.session.create_cache(batch_size)
+        if cache is not None and cache.batch_size == batch_size:
+            return cache
+        # Dropped before the next one is made: a device may not hold both.
+        del cache
+        return self.session.create_cache(batch_size)
 
     def _options(self, options: GenerationOptions | None, changes: dict[str, Any]) -> GenerationOptions:
         known = {field.name for field in dataclasses.fields(GenerationOptions)}

@@ -171,9 +171,10 @@ def test_one_flipped_byte_in_any_file_makes_opening_fail_with_its_name(built: Bu
         (["--precision", "bf16"], "--precision: got 'bf16', allowed: fp32, fp16 for target onnxruntime"),
         (["--modes", "quadratic"], "--modes: got 'quadratic', allowed: ar, diffusion, self_speculation"),
         (["--modes", "ar,chat"], "--modes: got 'ar,chat', allowed: ar, diffusion, self_speculation, quadratic"),
-        (["--target", "tensorrt-rtx"], "--target: got 'tensorrt-rtx', allowed: onnxruntime"),
+        (["--target", "tensorrt-rtx"], "--precision: got 'fp32', allowed: bf16, fp16 for target tensorrt-rtx"),
         (["--weights", "embedded"], "--weights: got 'embedded', allowed: shared"),
-        (["--sm", "120"], "--sm: got 120"),
+        (["--sm", "120"], "--sm: got '120', allowed: nothing for target onnxruntime"),
+        (["--sm", "blackwell"], "--sm: got 'blackwell', allowed: compute capabilities such as 120"),
         (["--block-length", "1"], "--block-length: got 1, allowed: an integer of at least 2"),
         (["--max-seq-len", "513"], "--max-seq-len: got 513, allowed: at most max_position_embeddings = 512"),
         (["--calibration", "amax.json"], "--calibration: got 'amax.json'"),
@@ -227,7 +228,7 @@ def test_an_engine_that_disagrees_with_eager_is_not_published(
         decoder.encoder.layers[0].mlp.down_proj.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
         return decoder
 
-    monkeypatch.setattr("nemodiff_trt.build_engines.compile.load_stored_decoder", altered)
+    monkeypatch.setattr(parity, "load_stored_decoder", altered)
     with pytest.raises(ParityError, match="role prefill: present_key_1 is off"):
         compile_bundle(small_options(tiny_checkpoint_dir, tmp_path / "b"))
     assert list(tmp_path.iterdir()) == []

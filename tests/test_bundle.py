@@ -10,9 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 
-from nemodiff_trt.bundle import AdapterFacts, Bundle, BundleWriter, Combine, Manifest, RoleEngine, WeightLayout, mapped_tensors
+from nemodiff_trt.bundle import (
+    AdapterFacts,
+    Bundle,
+    BundleWriter,
+    Combine,
+    Manifest,
+    RoleEngine,
+    WeightLayout,
+    mapped_tensors,
+    tensor_over,
+)
 from nemodiff_trt.bundle import writer as writer_module
 from nemodiff_trt.bundle.safetensors_layout import plan_spans
 from nemodiff_trt.contract import Limits
@@ -47,6 +59,7 @@ def make_manifest(writer: BundleWriter, build_key: str = "k1") -> Manifest:
             "qkv": WeightLayout(("q", "k", "v"), True, "float16"),
             "query_cos": WeightLayout((), False, "float16", Combine.ROTARY_TABLE),
         },
+        weight_shapes={"qkv": (16, 24), "query_cos": (72, 4)},
         build_key=build_key,
         tool_versions={"onnx": "1.23.2"},
         files=writer.file_entries(),
@@ -170,7 +183,7 @@ def writer_module_seal(content: dict[str, object]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, this program reads 1"),
+        ({"schema_version": 1}, "schema version 1, this program reads 2"),
         ({"target": "abacus"}, "unusable content"),
         ({"files": {}}, "not among the files"),
         ({"files": {"../outside": {"sha256": "", "num_bytes": 0}}}, "leaves the bundle"),
@@ -265,6 +278,19 @@ def test_planned_weight_files_are_safetensors_with_aligned_tensors(tmp_path: Pat
     path.write_bytes(bytes(content[:20]))
     with pytest.raises(BundleError, match="not a readable weight file"):
         mapped_tensors(path)
+
+
+def test_bfloat16_is_planned_and_mapped_as_its_bits(tmp_path: Path) -> None:
+    value = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    head, spans = plan_spans({"w": ("bfloat16", (3, 5))})
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(head + bytes(value.view(torch.uint8).numpy().data))
+    assert spans["w"].num_bytes == 30
+    mapped = mapped_tensors(path)["w"]
+    assert mapped.dtype == np.uint16
+    for found in (load_torch_file(path)["w"], tensor_over(mapped, "bfloat16")):
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, value)
 
 
 def test_a_bundle_can_be_moved_and_is_readable_by_others(bundle_dir: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nemodiff_trt.bundle import build_key
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.options import AdapterForm, CompileOptions, WeightStorage
 from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
 from support.checkpoints import tiny_config
 
@@ -27,10 +27,14 @@ OTHER_VALUES: dict[str, Any] = {
     "prefill_chunk": 128,
     "sampling": True,
     "draft_adapter": AdapterForm.MERGED,
+    "strict": True,
     "force": True,
 }
-# One value only is available so far.
-SINGLE_VALUED = {"config", "target", "sm", "weights", "calibration"}
+# Where more values exist, they exist for GPU targets.
+GPU = {"target": Target.TENSORRT_RTX, "sm": (120,), "precision": Precision.BF16}
+GPU_VALUES: dict[str, Any] = {"sm": (120, 121), "weights": WeightStorage.EMBEDDED}
+# Checked by hand below.
+BY_HAND = {"config", "target", "calibration"}
 
 
 def options(**changes: Any) -> CompileOptions:
@@ -48,7 +52,7 @@ def test_every_field_is_marked_and_has_a_help_text() -> None:
 
 
 def test_every_field_is_flipped_by_a_test() -> None:
-    assert OTHER_VALUES.keys() | SINGLE_VALUED == {field.name for field in dataclasses.fields(CompileOptions)}
+    assert OTHER_VALUES.keys() | GPU_VALUES.keys() | BY_HAND == {field.name for field in dataclasses.fields(CompileOptions)}
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
@@ -58,8 +62,18 @@ def test_the_build_key_moves_exactly_for_build_fields(name: str) -> None:
     assert changed == (kind == "build")
 
 
-def test_fields_with_one_value_so_far_are_part_of_the_build() -> None:
-    assert options().build_fields().keys() >= SINGLE_VALUED
+@pytest.mark.parametrize("name", GPU_VALUES)
+def test_the_build_key_moves_with_fields_of_gpu_targets(name: str) -> None:
+    assert key(options(**{**GPU, name: GPU_VALUES[name]})) != key(options(**GPU))
+
+
+def test_the_rest_is_part_of_the_build() -> None:
+    assert options().build_fields().keys() >= BY_HAND
+    assert key(options(**GPU)) != key(options())
+
+
+def test_the_order_of_compute_capabilities_does_not_matter() -> None:
+    assert key(options(**{**GPU, "sm": (121, 120)})) == key(options(**{**GPU, "sm": (120, 121)}))
 
 
 def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order_of_modes() -> None:
@@ -76,12 +90,22 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
         ({"config": "nemotron-labs-diffusion-8b"}, "checkpoint", "exactly one of checkpoint and config"),
         ({"checkpoint": None, "config": "nemotron-9b"}, "config", "nemotron-labs-diffusion-3b"),
         ({"checkpoint": None, "config": "nemotron-labs-diffusion-8b"}, "config", "a checkpoint instead"),
-        ({"target": Target.TENSORRT}, "target", "onnxruntime"),
+        ({"target": Target.INDUCTOR}, "target", "onnxruntime"),
+        ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16 for target tensorrt-rtx"),
+        ({**GPU, "sm": ()}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
+        ({**GPU, "sm": (100,)}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
+        ({**GPU, "sm": (120, 120)}, "sm", "each once"),
+        ({**GPU, "target": Target.TENSORRT}, "sm", "compiles for the GPU it finds"),
+        (
+            {**GPU, "checkpoint": None, "config": "nemotron-labs-diffusion-8b", "weights": WeightStorage.EMBEDDED},
+            "weights",
+            "shared for a build without a checkpoint",
+        ),
         ({"precision": Precision.NVFP4}, "precision", "fp32, fp16"),
         ({"modes": (Mode.QUADRATIC,)}, "modes", "ar, diffusion, self_speculation"),
         ({"modes": ()}, "modes", "at least one"),
         ({"modes": (Mode.AR, Mode.AR)}, "modes", "once"),
-        ({"sm": 120}, "sm", "nothing for target onnxruntime"),
+        ({"sm": (120,)}, "sm", "nothing for target onnxruntime"),
         ({"weights": "embedded"}, "weights", "shared"),
         ({"calibration": Path("amax.json")}, "calibration", "nothing for precision fp32"),
         ({"block_length": 0}, "block_length", "at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import onnx
 
 from nemodiff_trt.build_engines.lowering import lower_to_onnx
+from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines
 from nemodiff_trt.bundle import RoleEngine
 from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
 from nemodiff_trt.bundle.safetensors_layout import Span
@@ -28,6 +30,45 @@ class EngineFile:
     file: str
     roles: tuple[Role, ...]
     num_nodes: dict[str, int]
+
+
+def build_onnxruntime(build: BuildInput) -> BuiltEngines:
+    """Write the ONNX files of all roles, pack their matrices, and compare each with the eager decoder.
+
+    Raises:
+        LoweringError: see `write_engines`.
+        ParityError: an engine disagrees with the decoder.
+    """
+    # Here, because both modules open engines through this one.
+    from nemodiff_trt.build_engines.parity import check_parity, load_stored_decoder
+    from nemodiff_trt.build_engines.prepack import prepack_weights
+
+    clock, folder = build.clock, build.bundle_dir
+    with clock.stage("lower to ONNX"):
+        engines = write_engines(folder, build.graphs, build.stored.spans)
+    with clock.stage("pack matrices"):
+        packed = prepack_weights(folder, [engine.file for engine in engines], WEIGHTS_FILE)
+    with clock.stage("check parity", total=len(engines)):
+        capacity = build.options.limits.cache_capacity
+        decoder = load_stored_decoder(folder, build.model, build.stored.layouts, build.adapter, capacity)
+        parity = []
+        for done, engine in enumerate(engines, start=1):
+            parity += check_parity(folder, engine, decoder)
+            clock.listener.advance(done)
+    report = {
+        "engines": {engine.file: _engine_report(engine) for engine in engines},
+        "packed_matrices": dataclasses.asdict(packed),
+        "parity": {result.role: result.errors() for result in parity},
+    }
+    return BuiltEngines(role_engines(engines), report)
+
+
+def _engine_report(engine: EngineFile) -> dict[str, Any]:
+    return {
+        "roles": list(engine.roles),
+        "num_nodes": sum(engine.num_nodes.values()),
+        "num_nodes_per_op": engine.num_nodes,
+    }
 
 
 def write_engines(bundle_dir: Path, graphs: Mapping[Role, StepGraph], spans: Mapping[str, Span]) -> list[EngineFile]:

@@ -15,13 +15,13 @@ from nemodiff_trt.bundle.manifest import (
     Manifest as Manifest,
 )
 from nemodiff_trt.bundle.manifest import (
-    RoleEngine as RoleEngine,
-)
-from nemodiff_trt.bundle.manifest import (
     WeightLayout as WeightLayout,
 )
 from nemodiff_trt.bundle.reader import Bundle as Bundle
+from nemodiff_trt.bundle.role_engine import RoleEngine as RoleEngine
+from nemodiff_trt.bundle.role_engine import StepProfile as StepProfile
 from nemodiff_trt.bundle.weights import mapped_tensors as mapped_tensors
 from nemodiff_trt.bundle.weights import source_tensors as source_tensors
+from nemodiff_trt.bundle.weights import tensor_over as tensor_over
 from nemodiff_trt.bundle.writer import BundleWriter as BundleWriter
 from nemodiff_trt.bundle.writer import check_output as check_output

@@ -11,7 +11,12 @@ from nemodiff_trt.bundle.manifest import SCHEMA_VERSION
 from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.vocabulary import Target
 
-_TOOLS: dict[Target, tuple[str, ...]] = {Target.ONNXRUNTIME: ("nemodiff_trt", "torch", "onnx", "onnxruntime")}
+_COMMON = ("nemodiff_trt", "torch")
+_TOOLS: dict[Target, tuple[str, ...]] = {
+    Target.ONNXRUNTIME: (*_COMMON, "onnx", "onnxruntime"),
+    Target.TENSORRT_RTX: (*_COMMON, "tensorrt-rtx-cu13"),
+    Target.TENSORRT: (*_COMMON, "tensorrt"),
+}
 
 
 def tool_versions(target: Target) -> dict[str, str]:

@@ -14,12 +14,14 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
+from nemodiff_trt.bundle.role_engine import RoleEngine
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, NemodiffError
+from nemodiff_trt.options import WeightStorage
 from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights/shared.safetensors"
 REPORT_FILE = "report.json"
@@ -33,14 +35,6 @@ class FileEntry:
 
     sha256: str
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class RoleEngine:
-    """The engine of one role: its file, relative to the bundle, and the other roles that the same file serves."""
-
-    file: str
-    shared_with: tuple[Role, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,12 @@ class WeightLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything a runtime needs to know before it opens an engine."""
+    """Everything a runtime needs to know before it opens an engine.
+
+    `sms` are the compute capabilities that the engines were compiled for (120 is SM120), empty for a CPU. `weight_shapes` has
+    the shape of every tensor of `weights`. Without `has_weights` the bundle was built from a geometry alone: a checkpoint has
+    to be bound to it before it can run.
+    """
 
     schema_version: int = SCHEMA_VERSION
     model: ModelConfig
@@ -88,6 +87,10 @@ class Manifest:
     adapter: AdapterFacts | None
     roles: dict[Role, RoleEngine]
     weights: dict[str, WeightLayout]
+    weight_shapes: dict[str, tuple[int, ...]]
+    weight_storage: WeightStorage = WeightStorage.SHARED
+    has_weights: bool = True
+    sms: tuple[int, ...] = ()
     build_key: str
     tool_versions: dict[str, str]
     files: dict[str, FileEntry]
@@ -105,6 +108,10 @@ class Manifest:
             "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "roles": {role: dataclasses.asdict(engine) for role, engine in self.roles.items()},
             "weights": {name: dataclasses.asdict(layout) for name, layout in self.weights.items()},
+            "weight_shapes": {name: list(shape) for name, shape in self.weight_shapes.items()},
+            "weight_storage": self.weight_storage,
+            "has_weights": self.has_weights,
+            "sms": list(self.sms),
             "build_key": self.build_key,
             "tool_versions": self.tool_versions,
             "files": {name: dataclasses.asdict(entry) for name, entry in self.files.items()},
@@ -159,9 +166,7 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or PurePosixPath(name).is_absolute():
             raise ValueError(f"file name {name!r} leaves the bundle")
-    roles = {
-        Role(role): RoleEngine(raw["file"], tuple(map(Role, raw["shared_with"]))) for role, raw in content["roles"].items()
-    }
+    roles = {Role(role): RoleEngine.from_dict(raw) for role, raw in content["roles"].items()}
     for engine in roles.values():
         if engine.file not in content["files"]:
             raise ValueError(f"engine {engine.file!r} is not among the files")
@@ -179,6 +184,10 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         adapter=AdapterFacts(**content["adapter"]) if content["adapter"] else None,
         roles=roles,
         weights=weights,
+        weight_shapes={name: tuple(shape) for name, shape in content["weight_shapes"].items()},
+        weight_storage=WeightStorage(content["weight_storage"]),
+        has_weights=content["has_weights"],
+        sms=tuple(content["sms"]),
         build_key=content["build_key"],
         tool_versions=content["tool_versions"],
         files={name: FileEntry(**raw) for name, raw in content["files"].items()},

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from nemodiff_trt.errors import BundleError
 
-_TO_SAFETENSORS = {"float32": "F32", "float16": "F16"}
+_TO_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
-_ITEM_BYTES = {"float32": 4, "float16": 2}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # A page: vector loads start aligned, and ONNX Runtime maps packed matrices only from starts that are multiples of 256.
 _ALIGNMENT = 4096
 

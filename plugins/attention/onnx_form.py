@@ -6,18 +6,31 @@ longest sequence of the batch first makes the cost of a step independent of the 
 
 from __future__ import annotations
 
+from typing import Any
+
+from nemodiff_trt.plugins.attention.reference import AttentionAttributes
 from nemodiff_trt.plugins.onnx_emitter import OnnxEmitter
 
 
 def attention_onnx(
-    emit: OnnxEmitter, query: str, key_cache: str, value_cache: str, cache_length: str, num_heads: int, causal: bool
+    emit: OnnxEmitter,
+    query: str,
+    key_cache: str,
+    value_cache: str,
+    cache_length: str,
+    *attributes: Any,
 ) -> str:
-    """Attend `query` [B,S,H*D] to the caches [B,G,K,D]; lower-right causal, or every token sees the whole step."""
+    """Attend `query` [B,S,H*D] to the caches [B,G,K,D]; lower-right causal, or every token sees the whole step.
+
+    `attributes` are those of `AttentionAttributes`.
+    """
+    num_heads, causal, scale = AttentionAttributes(*attributes)
     width = int(emit.value(query).shape[2])
     heads = emit.op("Reshape", [query, emit.integers(0, 0, num_heads, width // num_heads)])
     rows = emit.op("Transpose", [heads], perm=[0, 2, 1, 3])
     lengths = emit.op("Add", [cache_length, emit.size(query, 1)])
     used = emit.op("ReduceMax", [lengths], keepdims=1)
     keys, values = (emit.op("Slice", [cache, emit.integers(0), used, emit.integers(2)]) for cache in (key_cache, value_cache))
-    mixed = emit.op("Attention", [rows, keys, values, "", "", "", lengths], is_causal=int(causal))
+    scaling = {} if scale is None else {"scale": scale}
+    mixed = emit.op("Attention", [rows, keys, values, "", "", "", lengths], is_causal=int(causal), **scaling)
     return emit.op("Reshape", [emit.op("Transpose", [mixed], perm=[0, 2, 1, 3]), emit.integers(0, 0, width)])

@@ -1,18 +1,34 @@
 """`nemodiff::attention`: grouped-query attention of a step over a linear cache that already holds the step's keys and values.
 
 Equals ONNX `Attention` (opset 24) with `nonpad_kv_seqlen = cache_length + S`: every sequence attends to its own first
-`cache_length + S` slots, causally aligned lower-right or without a mask. The scale is 1/sqrt(D).
+`cache_length + S` slots, causally aligned lower-right or without a mask. Scores are scaled by 1/sqrt(D) unless told otherwise.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
+class AttentionAttributes(NamedTuple):
+    """The operator's arguments behind its tensors, see `attention_reference`."""
+
+    num_heads: int
+    causal: bool
+    scale: float | None = None
+
+
 def attention_reference(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_length: Tensor,
+    num_heads: int,
+    causal: bool,
+    scale: float | None = None,
 ) -> Tensor:
     """Attend `query` [B,S,H*D] to the caches [B,G,K,D].
 
@@ -23,6 +39,7 @@ def attention_reference(
         cache_length: int64 [B], tokens that were valid before the step.
         num_heads: H.
         causal: token s sees slots 0 .. cache_length + s; otherwise every token sees 0 .. cache_length + S - 1.
+        scale: factor on the scores; None for 1/sqrt(D).
 
     Returns:
         [B,S,H*D] in the dtype of `query`.
@@ -35,18 +52,32 @@ def attention_reference(
     # [B,1,S,used]: broadcast over heads.
     visible = slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
     mixed = functional.scaled_dot_product_attention(
-        heads, key_cache[:, :, :used], value_cache[:, :, :used], attn_mask=visible, enable_gqa=True
+        heads, key_cache[:, :, :used], value_cache[:, :, :used], attn_mask=visible, scale=scale, enable_gqa=True
     )
     return mixed.transpose(1, 2).reshape(batch, step, width)
 
 
 @torch.library.custom_op("nemodiff::attention", mutates_args=())
 def attention(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_length: Tensor,
+    num_heads: int,
+    causal: bool,
+    scale: float | None = None,
 ) -> Tensor:
-    return attention_reference(query, key_cache, value_cache, cache_length, num_heads, causal)
+    return attention_reference(query, key_cache, value_cache, cache_length, num_heads, causal, scale)
 
 
 @attention.register_fake
-def _(query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_length: Tensor, num_heads: int, causal: bool) -> Tensor:
+def _(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_length: Tensor,
+    num_heads: int,
+    causal: bool,
+    scale: float | None = None,
+) -> Tensor:
     return torch.empty_like(query)

@@ -8,9 +8,8 @@ import torch
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.passes.graph import StepGraph
 from support.checkpoints import random_decoder, tiny_config
+from support.graphs import CACHE_CAPACITY
 from support.steps import EagerStep
-
-CACHE_CAPACITY = 64
 
 
 @pytest.fixture(scope="session")

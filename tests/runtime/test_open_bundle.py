@@ -13,7 +13,7 @@ from nemodiff_trt import TriModeLM
 from nemodiff_trt.build_engines.compile import compile_bundle
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.checkpoint import Checkpoint
-from nemodiff_trt.errors import BundleError
+from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.options import AdapterForm, CompileOptions
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.session_eager import EagerSession
@@ -67,7 +67,10 @@ def test_engines_lose_nothing_to_speculation(bundle: Bundle) -> None:
         assert [(r.token_ids, r.text) for r in speculative] == [(r.token_ids, r.text) for r in plain]
 
 
-def test_target_without_a_session(bundle: Bundle) -> None:
-    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target=Target.TENSORRT_RTX))
-    with pytest.raises(BundleError, match="target tensorrt-rtx cannot be run, only onnxruntime"):
+@pytest.mark.parametrize("target", [Target.TENSORRT_RTX, Target.TENSORRT])
+def test_gpu_targets_have_a_session_of_their_own(bundle: Bundle, target: Target) -> None:
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target=target))
+    with pytest.raises(BundleError, match="its manifest names no GPU"):
         open_session(other)
+    with pytest.raises(InvalidInputError, match="num_threads: got 2, allowed: nothing for target tensorrt"):
+        open_session(other, num_threads=2)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.build_engines.capture import capture_step
-from nemodiff_trt.build_engines.stored_weights import StoredWeights, WeightLayouter, plan_weights, write_weights
+from nemodiff_trt.build_engines.stored_weights import plan_weights
 from nemodiff_trt.build_engines.targets.onnxruntime import open_engine, role_engines, write_engines
 from nemodiff_trt.bundle import AdapterFacts, RoleEngine
 from nemodiff_trt.bundle.manifest import WEIGHTS_FILE
+from nemodiff_trt.bundle.weight_writer import StoredWeights, WeightLayouter, write_weights
 from nemodiff_trt.contract import ENGINE_FLOAT
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
@@ -45,17 +46,27 @@ class Engines:
         return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(names, session.run(None, feed), strict=True)}
 
 
-def compile_decoder(decoder: TriModeDecoder, folder: Path, precision: Precision = Precision.FP32, **changes: Any) -> Engines:
-    """Compile every role of `decoder`, which has an adapter; `changes` are fields of `PassOptions`."""
+def compile_decoder(
+    decoder: TriModeDecoder,
+    folder: Path,
+    precision: Precision = Precision.FP32,
+    target: Target = Target.ONNXRUNTIME,
+    **changes: Any,
+) -> Engines:
+    """Compile every role of `decoder`, which has an adapter, into ONNX files of the graphs that `target` gets.
+
+    `changes` are fields of `PassOptions`.
+    """
     capacity = decoder.key_cos.shape[0]
     branch = decoder.encoder.layers[0].self_attn.adapter
     adapter = AdapterFacts(branch.lora_A.weight.shape[0], branch.scale)
     captured = capture_step(decoder.config, getattr(torch, ENGINE_FLOAT[precision]), capacity)
-    plain = PassOptions(role=Role.PREFILL, model=decoder.config, precision=precision, adapter=adapter, **changes)
+    facts = {"model": decoder.config, "cache_capacity": capacity, "precision": precision, "adapter": adapter}
+    plain = PassOptions(role=Role.PREFILL, **facts, **changes)
     graphs = {}
     for role in ALL_ROLES:
         graphs[role] = captured.copy()
-        run_pipeline(graphs[role], PIPELINES[Target.ONNXRUNTIME][role], dataclasses.replace(plain, role=role))
+        run_pipeline(graphs[role], PIPELINES[target][role], dataclasses.replace(plain, role=role))
     stored = plan_weights(graphs, decoder.config, adapter)
     layouter = WeightLayouter(decoder.config, decoder.state_dict().__getitem__, capacity, adapter)
     folder.mkdir(exist_ok=True)

@@ -18,11 +18,13 @@ from support.checkpoints import tiny_config
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 # That of `random_decoder`.
 ADAPTER = AdapterFacts(rank=4, scale=4.0)
+CACHE_CAPACITY = 64
 
 
 def pass_options(role: Role = Role.VERIFY, **changes: Any) -> PassOptions:
-    """Options of a build of the tiny model with its adapter."""
-    return PassOptions(**({"role": role, "model": tiny_config(), "adapter": ADAPTER} | changes))
+    """Options of a build of the tiny model with its adapter, for a cache that reaches positions whose queries are scaled."""
+    facts = {"role": role, "model": tiny_config(), "cache_capacity": CACHE_CAPACITY, "adapter": ADAPTER}
+    return PassOptions(**(facts | changes))
 
 
 class GraphBuilder:

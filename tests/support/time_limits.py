@@ -10,6 +10,7 @@ FOLDER_TIMEOUTS_S = {
     ".": 120,
     "build_engines": 120,
     "bundle": 120,
+    "gpu": 120,
     "model": 120,
     "passes": 60,
     "plugins": 60,

@@ -1,0 +1,66 @@
+"""What a build starts from: a checkpoint, or the geometry of a published one and no weights at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemodiff_trt.bundle import AdapterFacts
+from nemodiff_trt.bundle.weight_writer import Source, checkpoint_source
+from nemodiff_trt.checkpoint import AdapterSettings, Checkpoint, resolve_checkpoint
+from nemodiff_trt.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_DIR
+from nemodiff_trt.config import ModelConfig, read_json_object
+from nemodiff_trt.full_size import ADAPTER_ALPHA, ADAPTER_RANK, FULL_SIZE_CONFIGS, full_size_config
+from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.vocabulary import Role
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model of a build.
+
+    Args:
+        model: geometry.
+        adapter: the draft adapter that some role of this build applies, if any.
+        identity: SHA-256 that names the model in the build key.
+        tensors: decoder tensors by name; None without a checkpoint.
+        tokenizer_dir: where the tokenizer's files lie; None without a checkpoint.
+    """
+
+    model: ModelConfig
+    adapter: AdapterFacts | None
+    identity: str
+    tensors: Source | None
+    tokenizer_dir: Path | None
+
+
+def open_source(options: CompileOptions) -> ModelSource:
+    """The checkpoint or the geometry that `options` names.
+
+    Raises:
+        InvalidInputError: there is no such checkpoint, or it does not have the published layout.
+    """
+    is_wanted = Role.DRAFT in options.roles and options.draft_adapter is not AdapterForm.NONE
+    if options.config is not None:
+        model, settings = _geometry(options.config)
+        adapter = AdapterFacts(settings.rank, settings.scale) if is_wanted and settings else None
+        identity = hashlib.sha256(json.dumps(model.to_dict(), sort_keys=True).encode()).hexdigest()
+        return ModelSource(model, adapter, identity, None, None)
+    checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint or ""))
+    has_adapter = is_wanted and checkpoint.adapter is not None
+    adapter = AdapterFacts(checkpoint.adapter.rank, checkpoint.adapter.scale) if has_adapter and checkpoint.adapter else None
+    return ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
+
+
+def _geometry(config: str) -> tuple[ModelConfig, AdapterSettings | None]:
+    """Configuration and adapter of a published size, or of a folder that need not hold any weights."""
+    if config in FULL_SIZE_CONFIGS:
+        return full_size_config(config), AdapterSettings(ADAPTER_RANK, ADAPTER_ALPHA)
+    folder = Path(config)
+    settings_path = folder / ADAPTER_DIR / ADAPTER_CONFIG_FILE
+    settings = (
+        AdapterSettings.from_dict(read_json_object(settings_path, ADAPTER_CONFIG_FILE)) if settings_path.exists() else None
+    )
+    return ModelConfig.from_file(folder), settings

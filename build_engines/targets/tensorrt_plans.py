@@ -1,0 +1,131 @@
+"""Targets tensorrt-rtx and tensorrt: one plan per role, all over one weight file, each audited before it is published."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines
+from nemodiff_trt.build_engines.targets.tensorrt_builder import PlanRequest, compile_plan
+from nemodiff_trt.bundle import RoleEngine, StepProfile, mapped_tensors
+from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
+from nemodiff_trt.contract import Limits, TensorSpec
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.options import WeightStorage
+from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+from nemodiff_trt.plan_audit import PlanAudit, audit_plan
+from nemodiff_trt.plan_audit.engine_facts import EngineContext, engine_facts
+from nemodiff_trt.vocabulary import Role, Target
+
+_API_MODULES = {Target.TENSORRT_RTX: "tensorrt_rtx", Target.TENSORRT: "tensorrt"}
+_INSTALL_HINTS = {
+    Target.TENSORRT_RTX: "installed: pip install 'nemodiff_trt[rtx]'",
+    Target.TENSORRT: "installed: the tensorrt package with its libraries, on a machine with the GPU to compile for",
+}
+
+
+def build_tensorrt(build: BuildInput) -> BuiltEngines:
+    """Compile and audit the plan of every role.
+
+    Raises:
+        InvalidInputError: the compiler is not installed.
+        LoweringError: a graph cannot be compiled.
+    """
+    api = import_api(build.options.target)
+    folder = build.bundle_dir / ENGINES_DIR
+    folder.mkdir()
+    weights = None
+    if build.options.weights is WeightStorage.EMBEDDED:
+        weights = mapped_tensors(build.bundle_dir / WEIGHTS_FILE)
+    engines: dict[Role, RoleEngine] = {}
+    seconds: dict[str, float] = {}
+    with build.clock.stage("compile plans", total=100 * len(build.graphs)):
+        for done, (role, graph) in enumerate(build.graphs.items()):
+            started = time.perf_counter()
+            engines[role] = _write_plan(api, build, role, graph, weights, done)
+            seconds[role] = round(time.perf_counter() - started, 3)
+    with build.clock.stage("audit plans", total=len(engines)):
+        audits = _audit(build, engines)
+    report = {
+        "engines": {
+            engine.file: {
+                "roles": [role],
+                "num_bytes": (build.bundle_dir / engine.file).stat().st_size,
+                "seconds": seconds[role],
+            }
+            for role, engine in engines.items()
+        },
+        "audit": {role: audit.to_dict() for role, audit in audits.items()},
+    }
+    warnings = (f"{role}: {finding.code}: {finding.message}" for role, audit in audits.items() for finding in audit.warnings)
+    return BuiltEngines(engines, report, tuple(warnings), build.options.sm or _present_sm())
+
+
+def _audit(build: BuildInput, engines: Mapping[Role, RoleEngine]) -> dict[Role, PlanAudit]:
+    options, stored = build.options, build.stored
+    context = EngineContext(build.model, options.precision, options.limits, stored.layouts, stored.shapes)
+    audits = {}
+    for done, (role, engine) in enumerate(engines.items(), start=1):
+        plan = (build.bundle_dir / engine.file).read_bytes()
+        audits[role] = audit_plan(plan, engine_facts(role, engine, context))
+        build.clock.listener.advance(done)
+    return audits
+
+
+def _present_sm() -> tuple[int, ...]:
+    """Compute capability of the GPU that TensorRT compiled for, which is the first one CUDA sees."""
+    major, minor = torch.cuda.get_device_capability(0)
+    return (10 * major + minor,)
+
+
+def import_api(target: Target) -> Any:
+    """The Python module of the compiler.
+
+    Raises:
+        InvalidInputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(_API_MODULES[target])
+    except ImportError as error:
+        raise InvalidInputError("target", str(target), f"a compiler that is {_INSTALL_HINTS[target]} ({error})") from error
+
+
+def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
+    """One profile for a single sequence, and one for all larger batches, over every step length the role can have."""
+    longest = {Role.PREFILL: limits.prefill_chunk, Role.DECODE: 1}.get(role, limits.block_length)
+    batches = [(1, 1)] if limits.max_batch_size == 1 else [(1, 1), (2, limits.max_batch_size)]
+    return tuple(StepProfile(low, high, 1, longest) for low, high in batches)
+
+
+def _write_plan(
+    api: Any, build: BuildInput, role: Role, graph: StepGraph, weights: Mapping[str, np.ndarray] | None, done: int
+) -> RoleEngine:
+    """Compile one role; `done` roles are finished."""
+    limits = build.options.limits
+    profiles = step_profiles(role, limits)
+    request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, weights)
+
+    def on_share(share: float) -> None:
+        build.clock.listener.advance(100 * done + int(100 * share))
+
+    plan = compile_plan(api, graph, request, on_share)
+    file = f"{ENGINES_DIR}/{role}.plan"
+    (build.bundle_dir / file).write_bytes(plan)
+    names = tuple(sorted(str(node.target) for node in graph.weight_nodes()))
+    bound, constants = (names, ()) if weights is None else ((), names)
+    return RoleEngine(file, (), profiles, bound, _scratch(build, graph), constants)
+
+
+def _scratch(build: BuildInput, graph: StepGraph) -> tuple[TensorSpec, ...]:
+    """Outputs beyond the contract, as the network shapes them: heads before tokens."""
+    model = build.model
+    shape = ("B", model.num_attention_heads, "S", model.head_dim)
+    outputs = graph.outputs
+    return tuple(
+        TensorSpec(name, str(outputs[name].meta[NODE_VALUE].dtype).removeprefix("torch."), shape) for name in graph.scratch
+    )

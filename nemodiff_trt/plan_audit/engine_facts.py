@@ -1,0 +1,62 @@
+"""Facts for the audit of one engine, from what the manifest of its bundle says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemodiff_trt.bundle import Manifest, RoleEngine, WeightLayout
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import ENGINE_FLOAT, Limits
+from nemodiff_trt.plan_audit.facts import AuditPoint, CacheFact, ProfileRange, StepFacts, WeightFact, is_row_table
+from nemodiff_trt.vocabulary import Precision, Role
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Steps of a single sequence that are audited where a role can have them.
+_STEPS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineContext:
+    """What all engines of a bundle share. `weights` and `weight_shapes` are those of the manifest."""
+
+    model: ModelConfig
+    precision: Precision
+    limits: Limits
+    weights: Mapping[str, WeightLayout]
+    weight_shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> EngineContext:
+        return cls(manifest.model, manifest.precision, manifest.limits, manifest.weights, manifest.weight_shapes)
+
+
+def engine_facts(role: Role, engine: RoleEngine, context: EngineContext) -> StepFacts:
+    """Facts of the engine of `role`. Every profile is audited with caches half full; the first at several step lengths."""
+    model, capacity = context.model, context.limits.cache_capacity
+    profiles = tuple(
+        ProfileRange(profile.min_batch, profile.max_batch, profile.min_step, profile.max_step) for profile in engine.profiles
+    )
+    points = [AuditPoint(profile.max_batch, profile.max_step, capacity // 2) for profile in profiles]
+    if profiles:
+        steps = [step for step in _STEPS if profiles[0].min_step <= step < profiles[0].max_step]
+        points += [AuditPoint(profiles[0].max_batch, step, capacity // 2) for step in steps]
+    bound = {name: _weight(name, context, embedded=False) for name in engine.weights}
+    inside = {name: _weight(name, context, embedded=True) for name in engine.constants}
+    return StepFacts(
+        role=role,
+        precision=context.precision,
+        num_layers=model.num_hidden_layers,
+        vocab_size=model.vocab_size,
+        cache=CacheFact(model.num_key_value_heads, capacity, model.head_dim, ITEM_BYTES[ENGINE_FLOAT[context.precision]]),
+        weights={**bound, **inside},
+        profiles=profiles,
+        points=tuple(sorted(points, key=lambda point: (point.batch, point.step))),
+    )
+
+
+def _weight(name: str, context: EngineContext, embedded: bool) -> WeightFact:
+    dtype, shape = context.weights[name].dtype, context.weight_shapes[name]
+    num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    return WeightFact(dtype, shape, num_bytes, by_rows=is_row_table(name), embedded=embedded)

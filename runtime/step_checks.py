@@ -1,0 +1,54 @@
+"""What a session refuses before a step, in the same words whoever runs the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.vocabulary import Role
+
+
+def role_steps(role: Role, limits: Limits) -> range:
+    """Step lengths an engine of `role` takes, in tokens."""
+    longest = {Role.PREFILL: limits.prefill_chunk, Role.DECODE: 1}
+    return range(1, longest.get(role, limits.block_length) + 1)
+
+
+def check_batch_size(batch_size: int, limits: Limits) -> None:
+    """Refuse more rows than the engines were built for."""
+    if not 1 <= batch_size <= limits.max_batch_size:
+        raise InvalidInputError("batch_size", batch_size, f"1 to {limits.max_batch_size}")
+
+
+def check_role_and_step(role: Role, step: int, roles: Iterable[Role], limits: Limits) -> None:
+    """Refuse a role the bundle has no engine for, and a step longer than the engine of the role takes."""
+    if role not in roles:
+        raise InvalidInputError("role", str(role), f"{', '.join(sorted(roles))} in this bundle")
+    steps = role_steps(role, limits)
+    if step not in steps:
+        raise InvalidInputError("input_ids", f"{step} tokens", f"1 to {steps[-1]} tokens in a {role} step")
+
+
+def check_input_shape(shape: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    """Refuse token ids that are not [B,S] for the rows of the cache."""
+    if shape != wanted:
+        raise InvalidInputError("input_ids", shape, f"shape {wanted} for this cache")
+
+
+def check_room(longest: int, step: int, capacity: int) -> None:
+    """Refuse a step that would write behind the end of the cache; `longest` is the largest length of its rows."""
+    if longest + step > capacity:
+        raise InvalidInputError("cache_length", longest, f"at most {capacity - step} before a step of {step} tokens")
+
+
+def copy_last_index(target: np.ndarray, last_index: np.ndarray | None, step: int) -> None:
+    """Copy `last_index` int64 [B] into the engine's input `target`, after a look at shape and values."""
+    if last_index is None or last_index.shape != target.shape:
+        raise InvalidInputError("last_index", last_index, f"int64 of shape {target.shape} for a prefill step")
+    wanted = last_index.tolist()
+    if min(wanted) < 0 or max(wanted) >= step:
+        raise InvalidInputError("last_index", wanted, f"0 to {step - 1}, the tokens of the step")
+    np.copyto(target, last_index)
