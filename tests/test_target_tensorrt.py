@@ -22,13 +22,15 @@ from nemodiff_trt.bundle.bind import bind_checkpoint
 from nemodiff_trt.checkpoint import AdapterSettings, write_checkpoint
 from nemodiff_trt.command_line import run_app
 from nemodiff_trt.contract import Limits, step_contract
-from nemodiff_trt.errors import BundleError, InvalidInputError, LoweringError
+from nemodiff_trt.errors import AuditError, BundleError, InvalidInputError, LoweringError
 from nemodiff_trt.options import AdapterForm, CompileOptions, WeightStorage
 from nemodiff_trt.passes.base import run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
+from nemodiff_trt.plan_audit import weight_memory as weight_memory_module
 from nemodiff_trt.runtime.cli.app import build_app
 from nemodiff_trt.vocabulary import Precision, Role, Target
+from support.bundles import copy_bundle, rewrite_manifest
 from support.checkpoints import random_checkpoint, random_decoder, tiny_config
 from support.graphs import pass_options
 
@@ -240,6 +242,48 @@ def test_a_missing_compiler_is_named_before_anything_else(
     with pytest.raises(InvalidInputError, match=r"target: got 'tensorrt-rtx', .* pip install 'nemodiff_trt\[rtx\]'"):
         compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir)))
     assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_the_audit_and_strict_fails_on_its_warnings(
+    unbound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(build_app(), "nemodiff", ["inspect", str(unbound), "--json", "--strict"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    audit = facts["audit"]
+    assert audit == facts["report"]["audit"]
+    assert audit["warnings"] == []
+    assert audit["roles"].keys() == set(ROLES)
+    # The model is so small that its rotary tables, which a checkpoint does not store, stand out.
+    assert 1 < audit["weight_memory"]["ratio"] < 1.10
+    memory = facts["predicted_memory"]["1"]
+    parts = ("weights", "engines", "cache", "step", "scratch", "activations")
+    assert memory["total"] == sum(memory[part] for part in parts)
+    assert all(memory[part] > 0 for part in parts)
+    assert run_app(build_app(), "nemodiff", ["inspect", "--bundle", str(unbound)]) == 0
+    assert "no findings" in capsys.readouterr().out
+    # A plan that says nothing of itself is a warning.
+    broken = copy_bundle(unbound, tmp_path / "broken")
+    (broken / "engines" / "verify.plan").write_bytes(b"no plan")
+    rewrite_manifest(broken)
+    assert run_app(build_app(), "nemodiff", ["inspect", str(broken), "--strict"]) == 1
+    output, error = capsys.readouterr()
+    assert "unknown_plan_format" in output
+    assert error.count("\n") == 1
+    assert "1 warnings, the first: verify: unknown_plan_format" in error
+
+
+def test_inspect_wants_one_bundle(unbound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(build_app(), "nemodiff", ["inspect"]) == 2
+    assert run_app(build_app(), "nemodiff", ["inspect", str(unbound), "--bundle", str(unbound)]) == 2
+    assert "the folder of one bundle" in capsys.readouterr().err
+
+
+def test_a_strict_build_fails_on_a_warning(geometry_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_memory_module, "MAX_RATIO", 1.0)
+    with pytest.raises(AuditError, match="1 findings, the first: duplicated_weights: the roles keep"):
+        compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir), strict=True))
+    assert list(tmp_path.iterdir()) == []
+    assert compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir))).report()["audit"]["warnings"] != []
 
 
 def test_the_commands_bind_and_generate(

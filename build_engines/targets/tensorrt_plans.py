@@ -18,8 +18,8 @@ from nemodiff_trt.contract import Limits, TensorSpec
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.options import WeightStorage
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
-from nemodiff_trt.plan_audit import PlanAudit, audit_plan
-from nemodiff_trt.plan_audit.engine_facts import EngineContext, engine_facts
+from nemodiff_trt.plan_audit.bundle_audit import audit_engines
+from nemodiff_trt.plan_audit.engine_facts import EngineContext
 from nemodiff_trt.vocabulary import Role, Target
 
 _API_MODULES = {Target.TENSORRT_RTX: "tensorrt_rtx", Target.TENSORRT: "tensorrt"}
@@ -50,7 +50,11 @@ def build_tensorrt(build: BuildInput) -> BuiltEngines:
             engines[role] = _write_plan(api, build, role, graph, weights, done)
             seconds[role] = round(time.perf_counter() - started, 3)
     with build.clock.stage("audit plans", total=len(engines)):
-        audits = _audit(build, engines)
+        options, stored = build.options, build.stored
+        context = EngineContext(build.model, options.precision, options.limits, stored.layouts, stored.shapes)
+        audit = audit_engines(
+            lambda file: (build.bundle_dir / file).read_bytes(), engines, context, build.clock.listener.advance
+        )
     report = {
         "engines": {
             engine.file: {
@@ -60,21 +64,9 @@ def build_tensorrt(build: BuildInput) -> BuiltEngines:
             }
             for role, engine in engines.items()
         },
-        "audit": {role: audit.to_dict() for role, audit in audits.items()},
+        "audit": audit.to_dict(),
     }
-    warnings = (f"{role}: {finding.code}: {finding.message}" for role, audit in audits.items() for finding in audit.warnings)
-    return BuiltEngines(engines, report, tuple(warnings), build.options.sm or _present_sm())
-
-
-def _audit(build: BuildInput, engines: Mapping[Role, RoleEngine]) -> dict[Role, PlanAudit]:
-    options, stored = build.options, build.stored
-    context = EngineContext(build.model, options.precision, options.limits, stored.layouts, stored.shapes)
-    audits = {}
-    for done, (role, engine) in enumerate(engines.items(), start=1):
-        plan = (build.bundle_dir / engine.file).read_bytes()
-        audits[role] = audit_plan(plan, engine_facts(role, engine, context))
-        build.clock.listener.advance(done)
-    return audits
+    return BuiltEngines(engines, report, audit.warnings, build.options.sm or _present_sm())
 
 
 def _present_sm() -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from nemodiff_trt.plan_audit.facts import AuditPoint, StepFacts
 from nemodiff_trt.plan_audit.launches import attention_counts, gemm_counts, read_launches
 from nemodiff_trt.plan_audit.lineage import MIN_WEIGHT_CONSTANT_BYTES
+from nemodiff_trt.plan_audit.liveness import peak_activation_bytes
 from nemodiff_trt.plan_audit.program import Program, find_programs, stored_name
 from nemodiff_trt.plan_audit.report import Finding, FindingCode, PlanAudit, PointAudit, ProfileAudit, Severity
 from nemodiff_trt.plan_audit.rules import format_findings, megabytes, step_findings
@@ -60,6 +61,7 @@ def _audit_profile(parts: tuple[Program, ...], facts: StepFacts, steps: list[tup
             moved=moved_bytes(step),
             copies=copied_bytes(step),
             offenders=offenders(step),
+            peak_activation_bytes=max(peak_activation_bytes(part.program, part.launches) for part in step),
         )
         for step in steps
     ]
@@ -98,6 +100,11 @@ def _format_problems(programs: tuple[Program, ...], problems: tuple[str, ...], f
             messages.append(f"programs of profiles {found} found, {len(facts.profiles)} expected")
     for message in messages:
         yield Finding(FindingCode.UNKNOWN_PLAN_FORMAT, Severity.WARNING, message)
+    inputs = {stored_name(name) for program in programs for name in program.inputs}
+    absent = tuple(name for name, weight in facts.weights.items() if not weight.embedded and name not in inputs)
+    if programs and absent:
+        message = f"{len(absent)} weights that should be inputs are none of the plan's; they count as needed, not as moved"
+        yield Finding(FindingCode.UNKNOWN_PLAN_FORMAT, Severity.INFO, message, None, 0, absent[:6])
 
 
 def _constant_bytes(plan: bytes, programs: tuple[Program, ...]) -> int:

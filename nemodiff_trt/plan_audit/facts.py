@@ -87,8 +87,8 @@ class StepFacts:
     """Facts of one plan.
 
     `weights` are those this engine takes as inputs or holds itself, by stored name. Profiles are in the order of the plan. A
-    point is audited in the first profile that admits it; a profile that no point falls into is audited at its largest sizes with
-    a cache as full as the step allows.
+    point is audited in the first profile that admits it; a profile that no point falls into is audited at its largest sizes,
+    with a cache as full as the step allows.
     """
 
     role: str

@@ -76,7 +76,7 @@ class Launch:
 
 def read_launches(program: Program, table: TensorTable) -> tuple[Launch, ...]:
     """Launches of one run of the program. A kernel with conditional variants is one launch: one of them runs."""
-    bodies = {index: body for index, body in enumerate(program.bodies)}
+    bodies = dict(enumerate(program.bodies))
     return tuple(_launch(operation, table, bodies) for operation in program.main if operation.kind not in _NO_LAUNCH)
 
 

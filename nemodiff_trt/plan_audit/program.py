@@ -1,4 +1,7 @@
-"""The programs inside a plan: where they are, and their tensors and operations. The format is undocumented: read defensively."""
+"""The programs inside a plan: where they are, and their tensors and operations.
+
+The format is undocumented: whatever is missing gets a harmless default, whatever is unknown is kept for the rules to judge.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One line of a program. `binary` tells which compiled kernel, or which fusion body, it runs; `source` is what memset writes."""
+    """One line of a program. `binary` is the compiled kernel or fusion body it runs; `source` is what memset writes."""
 
     kind: str
     name: str

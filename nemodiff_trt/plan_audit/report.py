@@ -99,7 +99,8 @@ class Offender:
 class PointAudit:
     """Bytes of one step size. `needed` must move whatever the plan is: weights once, the used cache, the rows written.
 
-    `needed.activations` is an estimate and no part of `ratio`, which is everything the plan moves over weights and cache needed.
+    `needed.activations` is an estimate and no part of `ratio`: everything the plan moves over the weights and cache needed.
+    `peak_activation_bytes` is the memory that intermediate results take at once.
     """
 
     point: AuditPoint
@@ -107,6 +108,7 @@ class PointAudit:
     moved: StepBytes
     copies: CopyBytes
     offenders: tuple[Offender, ...]
+    peak_activation_bytes: int
 
     @property
     def ratio(self) -> float:
@@ -120,6 +122,7 @@ class PointAudit:
             "moved_bytes": self.moved.to_dict(),
             "ratio": self.ratio,
             "copied_bytes": dataclasses.asdict(self.copies),
+            "peak_activation_bytes": self.peak_activation_bytes,
             "offenders": [dataclasses.asdict(offender) for offender in self.offenders],
         }
 

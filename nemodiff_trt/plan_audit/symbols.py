@@ -1,7 +1,7 @@
 """Values of a program's symbolic sizes for one batch and step: a small interpreter of `shape_main`.
 
-A plan with dynamic shapes names its sizes (`__mye2771_proxy.1`, `proxy___mye17148`, ...). The inputs' dimensions tell which names
-are the batch (axis 0) and the step (axis 1); everything else is computed from them by a list of integer operations, which is
+A plan with dynamic shapes names its sizes (`__mye2771_proxy.1`, `proxy___mye17148`, ...). The inputs' dimensions tell which
+names are the batch (axis 0) and the step (axis 1); all others are computed from them by a list of integer operations, which is
 run here.
 """
 
@@ -12,11 +12,20 @@ from collections.abc import Callable, Mapping
 
 from nemodiff_trt.plan_audit.program import Operation, Program
 
+
+def _divide(a: int, b: int) -> int | None:
+    """Rounds towards zero, as integer division on the device does."""
+    if b == 0:
+        return None
+    quotient = abs(a) // abs(b)
+    return quotient if (a < 0) == (b < 0) else -quotient
+
+
 _BINARY: Mapping[str, Callable[[int, int], int | None]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
-    "div": lambda a, b: _divide(a, b),
+    "div": _divide,
     "mod": lambda a, b: a % b if b else None,
     "min": min,
     "max": max,
@@ -39,14 +48,6 @@ _UNARY: Mapping[str, Callable[[int], int]] = {
 }
 # Sizes beyond this are not sizes; keeps damaged text from growing numbers without end.
 _LIMIT = 1 << 62
-
-
-def _divide(a: int, b: int) -> int | None:
-    """Rounds towards zero, as integer division on the device does."""
-    if b == 0:
-        return None
-    quotient = abs(a) // abs(b)
-    return quotient if (a < 0) == (b < 0) else -quotient
 
 
 def evaluate(program: Program, batch: int, step: int, capacity: int) -> dict[str, int]:

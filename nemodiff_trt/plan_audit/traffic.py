@@ -1,8 +1,8 @@
 """Bytes a step moves: what every launch reads and writes, and what no plan could avoid.
 
-Each launch is charged each operand once, as if nothing survived in a cache of the device from one launch to the next, and as if no
-kernel read anything twice. Workspace is left out. Three operands are charged by what is touched instead of by their size: rows
-gathered from a table, rows scattered into a cache in place, and a cache read by fused attention that knows its lengths.
+Each launch is charged each operand once, as if nothing survived in a cache of the device from one launch to the next, and as
+if no kernel read anything twice. Workspace is left out. Three operands are charged by what is touched instead of by their
+size: rows gathered from a table, rows scattered into a cache in place, and a cache read by fused attention with lengths.
 """
 
 from __future__ import annotations

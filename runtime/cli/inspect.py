@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from nemodiff_trt.runtime.cli.options import AsJson, BundleDir
+import typer
+
+from nemodiff_trt.errors import AuditError, InvalidInputError
+from nemodiff_trt.runtime.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nemodiff_trt.bundle import Bundle
     from nemodiff_trt.contract import TensorSpec
+    from nemodiff_trt.plan_audit.bundle_audit import BundleAudit
 
 
-def inspect(bundle: BundleDir, as_json: AsJson = False) -> None:
-    """Print roles, files, shapes, sizes and the pass report of a bundle; compares sizes of files, not checksums."""
+def inspect(
+    path: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of the bundle.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The same as an option.")] = None,
+    as_json: AsJson = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on any warning of the plan audit.")] = False,
+) -> None:
+    """Print roles, files, shapes, sizes, pass report and plan audit of a bundle; compares sizes of files, not checksums."""
     from nemodiff_trt.bundle import Bundle as OpenedBundle
     from nemodiff_trt.runtime.cli.output import write_json
 
-    facts = describe(OpenedBundle.open(bundle, verify=False))
+    if (path is None) == (bundle is None):
+        raise InvalidInputError("bundle", str(path), "the folder of one bundle")
+    facts = describe(OpenedBundle.open(path or bundle or "", verify=False))
     if as_json:
         write_json(facts)
     else:
         _print(facts)
+    warnings = facts["audit"]["warnings"] if facts["audit"] else []
+    if strict and warnings:
+        raise AuditError(f"{facts['path']}: {len(warnings)} warnings, the first: {warnings[0]}")
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Facts of a bundle as JSON values."""
+    """Facts of a bundle as JSON values. Plans are audited now, not taken from the report."""
+    from nemodiff_trt.plan_audit.bundle_audit import audit_bundle
+
     manifest = bundle.manifest
+    audit = audit_bundle(bundle)
     return {
         "path": str(bundle.path),
         "target": str(manifest.target),
@@ -43,8 +61,24 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "files": {name: entry.num_bytes for name, entry in sorted(manifest.files.items())},
         "num_bytes": sum(entry.num_bytes for entry in manifest.files.values()),
         "cache_bytes_per_sequence": _cache_bytes(bundle),
+        "sms": list(manifest.sms),
+        "has_weights": manifest.has_weights,
+        "audit": audit.to_dict() if audit else None,
+        "predicted_memory": _predicted_memory(bundle, audit) if audit else None,
         "report": bundle.report(),
     }
+
+
+def _predicted_memory(bundle: Bundle, audit: BundleAudit) -> dict[str, Any]:
+    """Device memory of a session by batch size; that of activations is an estimate from the programs of the plans."""
+    from nemodiff_trt.runtime.tensorrt_bindings import predict_memory
+
+    points = [point for plan in audit.plans.values() for profile in plan.profiles for point in profile.points]
+    predicted = {}
+    for batch in sorted({1, bundle.manifest.limits.max_batch_size}):
+        activations = max((p.peak_activation_bytes for p in points if p.point.batch <= batch), default=0)
+        predicted[batch] = dataclasses.replace(predict_memory(bundle.manifest, batch), activations=activations)
+    return {str(batch): {**dataclasses.asdict(memory), "total": memory.total} for batch, memory in predicted.items()}
 
 
 def _roles(bundle: Bundle) -> dict[str, Any]:
@@ -121,6 +155,24 @@ def _print(facts: dict[str, Any]) -> None:
         files.add_row(name, decimal(num_bytes))
     console.print(files)
     _print_passes(console, facts["report"])
+    if facts["audit"]:
+        _print_audit(console, facts)
+
+
+def _print_audit(console: Console, facts: dict[str, Any]) -> None:
+    from rich.filesize import decimal
+
+    from nemodiff_trt.runtime.cli.audit_view import print_audit
+
+    for role, audit in facts["audit"]["roles"].items():
+        print_audit(console, facts["roles"][role]["file"], audit)
+    memory = facts["audit"]["weight_memory"]
+    console.print(
+        f"weights of all roles {decimal(memory['num_bytes'])}, {memory['ratio']:.3f} times one copy;"
+        f" compiled for {', '.join(f'SM{sm}' for sm in facts['sms'])}"
+    )
+    for batch, parts in facts["predicted_memory"].items():
+        console.print(f"[dim]predicted device memory for {batch} sequences: {decimal(parts['total'])}[/]")
 
 
 def _shapes(tensors: list[dict[str, Any]]) -> str:

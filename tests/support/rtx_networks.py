@@ -17,7 +17,7 @@ DYNAMIC = -1
 def require_tensorrt_rtx() -> Any:
     """The API module. Missing is a failure, never a skip: a check that did not run must not look like one that passed."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise RuntimeError("these tests build TensorRT-RTX plans: install the package tensorrt-rtx-cu13 (extra `rtx`)")
+        raise RuntimeError("these tests build TensorRT-RTX plans: install the package tensorrt-rtx-cu13 (extra `dev` or `rtx`)")
     import tensorrt_rtx
 
     return tensorrt_rtx
@@ -62,8 +62,8 @@ class Defects:
     explicit_attention: bool = False
     # The linear layers calculate in fp32; weights are stored as fp32.
     fp32_linears: bool = False
-    # Every matrix is a constant of the plan besides being an input.
-    second_set: bool = False
+    # The plan holds the matrices as constants of its own, although its weights are meant to be shared inputs.
+    baked_weights: bool = False
     # Weights stored as NVFP4 and multiplied with bf16 activations: every step widens all of them.
     weight_only_nvfp4: bool = False
     # NVFP4 with the block scales as inputs, which the multiplication wants in another order.
@@ -85,6 +85,8 @@ class Decoder:
     index: Any = None
     positions: Any = None
     weights: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    # Weights of the plan that are constants, and meant to be.
+    embedded: set[str] = field(default_factory=set)
     kept: list[Any] = field(default_factory=list)
 
     def constant(self, array: np.ndarray[Any, Any]) -> Any:
@@ -132,7 +134,7 @@ class Decoder:
             return self.quantized_linear(x, name, in_features, out_features)
         dtype = "float32" if defects.fp32_linears else "bfloat16"
         plain, transposed = trt.MatrixOperation.NONE, trt.MatrixOperation.TRANSPOSE
-        if defects.second_set:
+        if defects.baked_weights:
             operand, how = self.matrix_constant(trt.bfloat16, 1, out_features, in_features), transposed
             self.weights[f"{name}.weight"] = (dtype, (out_features, in_features))
         elif defects.in_out_weights:
@@ -153,7 +155,7 @@ class Decoder:
         scale = self.constant(np.array(0.01, np.float32))
         x = self.shuffle(x, (-1, in_features))
         if self.defects.weight_only_nvfp4:
-            scales = self.constant_scales(out_features, blocks)
+            scales = self.constant_scales(f"{name}.weight_scale", out_features, blocks)
         else:
             dynamic = net.add_dynamic_quantize(x, 1, 16, trt.fp4, trt.fp8)
             dynamic.set_input(1, scale)
@@ -165,7 +167,9 @@ class Decoder:
         y = net.add_matrix_multiply(x, operation.NONE, weight, operation.TRANSPOSE).get_output(0)
         return self.shuffle(y, (1, -1, out_features))
 
-    def constant_scales(self, *shape: int) -> Any:
+    def constant_scales(self, name: str, *shape: int) -> Any:
+        self.weights[name] = ("fp8", shape)
+        self.embedded.add(name)
         array = np.full(shape, 0x38, np.uint8)
         self.kept.append(array)
         return self.net.add_constant(shape, self.trt.Weights(self.trt.fp8, array.ctypes.data, array.size)).get_output(0)

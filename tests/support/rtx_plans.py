@@ -107,7 +107,7 @@ def facts_of(decoder: Decoder, *points: AuditPoint, **changes: Any) -> StepFacts
     sizes = decoder.sizes
     bits = {"bfloat16": 16, "float32": 32, "fp8": 8, "fp4": 4}
     weights = {
-        name: WeightFact(dtype, shape, prod(shape) * bits[dtype] // 8, is_row_table(name))
+        name: WeightFact(dtype, shape, prod(shape) * bits[dtype] // 8, is_row_table(name), name in decoder.embedded)
         for name, (dtype, shape) in decoder.weights.items()
     }
     facts = StepFacts(

@@ -13,6 +13,7 @@ FOLDER_TIMEOUTS_S = {
     "gpu": 120,
     "model": 120,
     "passes": 60,
+    "plan_audit": 60,
     "plugins": 60,
     "quantization": 120,
     "runtime": 120,
