@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.compile import compile_bundle
 from nemodiff_trt.build_engines.lowering.network import lower_to_network
+from nemodiff_trt.build_engines.targets.tensorrt_builder import TimingCache
 from nemodiff_trt.build_engines.targets.tensorrt_plans import step_profiles
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.bundle.bind import bind_checkpoint
@@ -233,6 +235,33 @@ def test_what_the_compiler_refuses_leaves_nothing_behind(tmp_path: Path) -> None
     with pytest.raises(LoweringError, match=r"tensorrt_rtx .* cannot compile this step: .* not supported by a de"):
         compile_bundle(rtx_options(tmp_path / "out", checkpoint=str(folder)))
     assert {path.name for path in tmp_path.iterdir()} == {"narrow"}
+
+
+class RecordingConfig:
+    """Timing cache calls of a builder configuration; every compilation measures one kernel more."""
+
+    def create_timing_cache(self, content: bytes) -> bytes:
+        return content
+
+    def set_timing_cache(self, content: bytes, ignore_mismatch: bool) -> None:
+        assert not ignore_mismatch
+        self.content = content
+
+    def get_timing_cache(self) -> SimpleNamespace:
+        return SimpleNamespace(serialize=lambda: self.content + b"k")
+
+
+def test_measurements_of_one_plan_serve_the_next() -> None:
+    timings, seen = TimingCache(), []
+    for _ in range(3):
+        config = RecordingConfig()
+        timings.lend(config)
+        seen.append(config.content)
+        timings.take_back(config)
+    assert seen == [b"", b"k", b"kk"]
+    # The calls exist in the API; TensorRT-RTX answers them without doing anything.
+    names = [name for name in vars(RecordingConfig) if "timing" in name]
+    assert all(hasattr(trt.IBuilderConfig, name) for name in names)
 
 
 def test_a_missing_compiler_is_named_before_anything_else(

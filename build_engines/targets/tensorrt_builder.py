@@ -40,7 +40,27 @@ class PlanRequest:
     weights: Mapping[str, np.ndarray] | None = None
 
 
-def compile_plan(api: Any, graph: StepGraph, request: PlanRequest, on_share: ShareListener) -> bytes:
+class TimingCache:
+    """What TensorRT measured of its kernels for one plan, so that it need not measure again for the next.
+
+    TensorRT-RTX measures nothing at build time; there it is left out.
+    """
+
+    def __init__(self) -> None:
+        self._content = b""
+
+    def lend(self, config: Any) -> None:
+        """Let a compilation use and extend it."""
+        config.set_timing_cache(config.create_timing_cache(self._content), False)
+
+    def take_back(self, config: Any) -> None:
+        """Keep what the compilation added."""
+        self._content = bytes(config.get_timing_cache().serialize())
+
+
+def compile_plan(
+    api: Any, graph: StepGraph, request: PlanRequest, on_share: ShareListener, timings: TimingCache | None = None
+) -> bytes:
     """Compile `graph` into a serialised engine.
 
     Raises:
@@ -66,10 +86,14 @@ def compile_plan(api: Any, graph: StepGraph, request: PlanRequest, on_share: Sha
     if api.__name__ == "tensorrt_rtx":
         # Sessions capture their steps as CUDA graphs, which an engine that allocates by itself cannot take part in.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if timings is not None:
+        timings.lend(config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = messages[0] if messages else "no reason was given"
         raise LoweringError(f"{api.__name__} {api.__version__} cannot compile this step: {reason}")
+    if timings is not None:
+        timings.take_back(config)
     return bytes(plan)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines
-from nemodiff_trt.build_engines.targets.tensorrt_builder import PlanRequest, compile_plan
+from nemodiff_trt.build_engines.targets.tensorrt_builder import PlanRequest, TimingCache, compile_plan
 from nemodiff_trt.bundle import RoleEngine, StepProfile, mapped_tensors
 from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
 from nemodiff_trt.contract import Limits, TensorSpec
@@ -42,12 +43,13 @@ def build_tensorrt(build: BuildInput) -> BuiltEngines:
     weights = None
     if build.options.weights is WeightStorage.EMBEDDED:
         weights = mapped_tensors(build.bundle_dir / WEIGHTS_FILE)
+    timings = TimingCache() if build.options.target is Target.TENSORRT else None
     engines: dict[Role, RoleEngine] = {}
     seconds: dict[str, float] = {}
     with build.clock.stage("compile plans", total=100 * len(build.graphs)):
         for done, (role, graph) in enumerate(build.graphs.items()):
             started = time.perf_counter()
-            engines[role] = _write_plan(api, build, role, graph, weights, done)
+            engines[role] = _write_plan(api, build, role, PlanSource(graph, weights, timings), done)
             seconds[role] = round(time.perf_counter() - started, 3)
     with build.clock.stage("audit plans", total=len(engines)):
         options, stored = build.options, build.stored
@@ -94,22 +96,29 @@ def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
     return tuple(StepProfile(low, high, 1, longest) for low, high in batches)
 
 
-def _write_plan(
-    api: Any, build: BuildInput, role: Role, graph: StepGraph, weights: Mapping[str, np.ndarray] | None, done: int
-) -> RoleEngine:
+@dataclass(frozen=True, slots=True)
+class PlanSource:
+    """What one plan is compiled from: its graph, weights to embed if any, and measurements of the plans before it."""
+
+    graph: StepGraph
+    weights: Mapping[str, np.ndarray] | None
+    timings: TimingCache | None
+
+
+def _write_plan(api: Any, build: BuildInput, role: Role, source: PlanSource, done: int) -> RoleEngine:
     """Compile one role; `done` roles are finished."""
-    limits = build.options.limits
+    limits, graph = build.options.limits, source.graph
     profiles = step_profiles(role, limits)
-    request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, weights)
+    request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights)
 
     def on_share(share: float) -> None:
         build.clock.listener.advance(100 * done + int(100 * share))
 
-    plan = compile_plan(api, graph, request, on_share)
+    plan = compile_plan(api, graph, request, on_share, source.timings)
     file = f"{ENGINES_DIR}/{role}.plan"
     (build.bundle_dir / file).write_bytes(plan)
     names = tuple(sorted(str(node.target) for node in graph.weight_nodes()))
-    bound, constants = (names, ()) if weights is None else ((), names)
+    bound, constants = (names, ()) if source.weights is None else ((), names)
     return RoleEngine(file, (), profiles, bound, _scratch(build, graph), constants)
 
 
