@@ -29,7 +29,7 @@ from nemodiff_trt.training.problems import Problem, held_out_problems
 
 SEED = 9_000_001
 NUM_ODD_PROMPTS = 200
-DIFFUSION_THRESHOLDS = (0.8, 0.9, 0.95)
+DIFFUSION_THRESHOLDS = (0.8, 0.9, 0.95, 0.99)
 BLOCK_LENGTH, LONG_BLOCK_LENGTH = 16, 32
 
 

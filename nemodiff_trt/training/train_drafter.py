@@ -34,7 +34,7 @@ class DrafterOptions:
         seed: of adapter, data and samples.
         rank, alpha: of the low-rank branch; its scale is alpha / rank.
         num_rows, num_clean, num_noisy: tokens of one batch, see `packing`.
-        block_lengths: each batch draws one.
+        block_lengths: each batch draws one; long blocks leave an adapter the most to gain.
         greedy_share: part of the blocks drafted by argmax, the others are sampled.
         learning_rate: of AdamW.
         warmup_steps: linear warm-up; the last `decay_fraction` of the run decays linearly to zero.
@@ -48,7 +48,7 @@ class DrafterOptions:
     num_rows: int = 12
     num_clean: int = 256
     num_noisy: int = 256
-    block_lengths: tuple[int, ...] = (16, 32)
+    block_lengths: tuple[int, ...] = (16, 32, 32)
     greedy_share: float = 0.1
     learning_rate: float = 1e-3
     warmup_steps: int = 20
