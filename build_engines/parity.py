@@ -6,6 +6,7 @@ The decoder gets its weights from the bundle's own weight file, as views: the ch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ _CAPACITY = 16
 # of that are allowed, and four times as much in fp32, where sums over many terms round in the same format.
 _ROUNDINGS_PER_LAYER = 10
 _DEVIATIONS = {torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
+
+
+# One step of an engine: inputs by contract name, whose content it keeps, to outputs by contract name.
+StepRunner = Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +72,22 @@ def check_parity(bundle_dir: Path, engine: EngineFile, decoder: TriModeDecoder) 
         ParityError: names the role, the output and by how much it is off.
     """
     session = open_engine(bundle_dir, engine.file)
-    results = []
-    for role in engine.roles:
-        feed = _random_step(role, decoder)
-        names = [output.name for output in session.get_outputs()]
-        actual = dict(zip(names, session.run(None, {name: tensor.numpy() for name, tensor in feed.items()}), strict=True))
-        results.append(_compare(role, decoder, feed, actual))
-    return results
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(None, {name: tensor.numpy() for name, tensor in feed.items()}), strict=True))
+
+    return check_roles(engine.roles, decoder, run)
+
+
+def check_roles(roles: tuple[Role, ...], decoder: TriModeDecoder, run: StepRunner) -> list[ParityResult]:
+    """Compare `run`, an engine that serves `roles`, with `decoder`, as `check_parity` does.
+
+    Raises:
+        ParityError: names the role, the output and by how much it is off.
+    """
+    steps = {role: _random_step(role, decoder) for role in roles}
+    return [_compare(role, decoder, feed, run(feed)) for role, feed in steps.items()]
 
 
 def _random_step(role: Role, decoder: TriModeDecoder) -> dict[str, Tensor]:

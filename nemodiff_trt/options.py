@@ -26,6 +26,7 @@ _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     # Fused attention has no fp32 kernel.
     Target.TENSORRT_RTX: (Precision.BF16, Precision.FP16),
     Target.TENSORRT: (Precision.BF16, Precision.FP16),
+    Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
 _MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, DEFAULT_MODES)
 # Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
@@ -100,8 +101,6 @@ class CompileOptions:
             raise InvalidInputError("config", self.config, f"{', '.join(FULL_SIZE_CONFIGS)}, or a folder with config.json")
 
     def _check_available(self) -> None:
-        if self.target not in _PRECISIONS:
-            raise InvalidInputError("target", str(self.target), ", ".join(_PRECISIONS))
         available = _PRECISIONS[self.target]
         if self.precision not in available:
             raise InvalidInputError("precision", str(self.precision), f"{', '.join(available)} for target {self.target}")

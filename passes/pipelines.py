@@ -6,6 +6,7 @@ from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.apply_draft_adapter import apply_draft_adapter
 from nemodiff_trt.passes.attach_decision_head import attach_decision_head
 from nemodiff_trt.passes.base import PassOptions, Stage
+from nemodiff_trt.passes.decompose_plugins import decompose_plugins
 from nemodiff_trt.passes.expose_queries import expose_queries
 from nemodiff_trt.passes.fuse_gate_up import fuse_gate_up
 from nemodiff_trt.passes.fuse_qkv import fuse_qkv
@@ -14,6 +15,7 @@ from nemodiff_trt.passes.select_last_position import select_last_position
 from nemodiff_trt.passes.set_attention_direction import set_attention_direction
 from nemodiff_trt.passes.share_rotary_tables import scales_queries, share_rotary_tables
 from nemodiff_trt.passes.transpose_linear_weights import transpose_linear_weights
+from nemodiff_trt.passes.update_cache_in_place import update_cache_in_place
 from nemodiff_trt.passes.verify_contract import verify_contract
 from nemodiff_trt.vocabulary import Role, Target
 
@@ -44,6 +46,16 @@ def linears_after_fusion(options: PassOptions) -> int:
     return options.model.num_hidden_layers * (6 if has_branch else 4) + 1
 
 
+def keys_and_values(options: PassOptions) -> int:
+    """Two caches per layer."""
+    return 2 * options.model.num_hidden_layers
+
+
+def plugins_outside_the_cache(options: PassOptions) -> int:
+    """Two norms, two rotations and attention per layer; positions, final norm, decision head, and the row a prefill selects."""
+    return 5 * options.model.num_hidden_layers + (4 if options.role is Role.PREFILL else 3)
+
+
 _FUSE = (Stage(share_rotary_tables, unscaled_layers), Stage(fuse_qkv, per_layer), Stage(fuse_gate_up, per_layer))
 # Last in every pipeline: it judges the result.
 _VERIFY = Stage(verify_contract, once)
@@ -51,6 +63,15 @@ _FOR_ONNX = (
     # Both fusions before the transposition: they join weights along their outputs while these are still rows.
     *_FUSE,
     Stage(transpose_linear_weights, linears_after_fusion),
+    _VERIFY,
+)
+# Matrices stay [out,in], as a linear layer of torch wants them.
+_FOR_TORCH = (
+    *_FUSE,
+    # The cache before the decomposition, which would copy it.
+    Stage(update_cache_in_place, keys_and_values),
+    # After every pass that looks for an operator.
+    Stage(decompose_plugins, plugins_outside_the_cache),
     _VERIFY,
 )
 # Matrices stay [out,in]: the network's own product transposes them for nothing.
@@ -74,10 +95,12 @@ _ROLES: dict[Role, tuple[Stage, ...]] = {
     Role.DRAFT: (_BIDIRECTIONAL, _ADAPT, _DECIDE),
 }
 _ONNXRUNTIME = {role: (*stages, *_FOR_ONNX) for role, stages in _ROLES.items()}
+_INDUCTOR = {role: (*stages, *_FOR_TORCH) for role, stages in _ROLES.items()}
 _TENSORRT = {role: (*stages, *(_FOR_ONE_TOKEN if role is Role.DECODE else _FOR_BLOCKS)) for role, stages in _ROLES.items()}
 
 PIPELINES: dict[Target, dict[Role, tuple[Stage, ...]]] = {
     Target.ONNXRUNTIME: _ONNXRUNTIME,
     Target.TENSORRT_RTX: _TENSORRT,
     Target.TENSORRT: _TENSORRT,
+    Target.INDUCTOR: _INDUCTOR,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemodiff_trt.bundle import Bundle
-from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Target
 
@@ -13,10 +13,10 @@ def open_session(bundle: Bundle, num_threads: int | None = None) -> Session:
 
     Args:
         bundle: an opened bundle.
-        num_threads: CPU threads a step may use, onnxruntime only; None for all CPUs of the process.
+        num_threads: CPU threads a step may use, on a CPU only; None for what the backend takes by itself.
 
     Raises:
-        BundleError: this version has no session for the target, the machine cannot run it, or an engine cannot be loaded.
+        BundleError: the machine cannot run the target, or an engine cannot be loaded.
         InvalidInputError: `num_threads` is not positive, or given for a GPU.
     """
     if bundle.manifest.target is Target.ONNXRUNTIME:
@@ -32,4 +32,6 @@ def open_session(bundle: Bundle, num_threads: int | None = None) -> Session:
             allowed = f"nothing for target {bundle.manifest.target}, which runs on a GPU"
             raise InvalidInputError("num_threads", num_threads, allowed)
         return TensorRTSession.open(bundle, kernels=kernel_cache_file(bundle.path))
-    raise BundleError(f"{bundle.path}: this version cannot run target {bundle.manifest.target}")
+    from nemodiff_trt.runtime.session_inductor import InductorSession
+
+    return InductorSession.open(bundle, num_threads)

@@ -90,7 +90,7 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
         ({"config": "nemotron-labs-diffusion-8b"}, "checkpoint", "exactly one of checkpoint and config"),
         ({"checkpoint": None, "config": "nemotron-9b"}, "config", "nemotron-labs-diffusion-3b"),
         ({"checkpoint": None, "config": "nemotron-labs-diffusion-8b"}, "config", "a checkpoint instead"),
-        ({"target": Target.INDUCTOR}, "target", "onnxruntime"),
+        ({"target": Target.INDUCTOR, "precision": Precision.FP16}, "precision", "fp32, bf16"),
         ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16 for target tensorrt-rtx"),
         ({**GPU, "sm": ()}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
         ({**GPU, "sm": (100,)}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),

@@ -59,6 +59,11 @@ def builder_for(target: Target) -> Builder:
         from nemodiff_trt.build_engines.targets.onnxruntime import build_onnxruntime
 
         return build_onnxruntime
+    if target is Target.INDUCTOR:
+        from nemodiff_trt.build_engines.targets.inductor import build_inductor, check_compiler
+
+        check_compiler()
+        return build_inductor
     from nemodiff_trt.build_engines.targets.tensorrt_plans import build_tensorrt
 
     return build_tensorrt

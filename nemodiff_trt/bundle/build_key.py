@@ -8,6 +8,7 @@ import platform
 from importlib import metadata
 
 from nemodiff_trt.bundle.manifest import SCHEMA_VERSION
+from nemodiff_trt.cpu_features import cpu_features
 from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.vocabulary import Target
 
@@ -16,12 +17,14 @@ _TOOLS: dict[Target, tuple[str, ...]] = {
     Target.ONNXRUNTIME: (*_COMMON, "onnx", "onnxruntime"),
     Target.TENSORRT_RTX: (*_COMMON, "tensorrt-rtx-cu13"),
     Target.TENSORRT: (*_COMMON, "tensorrt"),
+    Target.INDUCTOR: _COMMON,
 }
 
 
 def tool_versions(target: Target) -> dict[str, str]:
-    """Versions of everything that shapes an engine of `target`."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS[target]}}
+    """Versions of everything that shapes an engine of `target`; for machine code, also the instruction sets under "cpu"."""
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS[target]}}
+    return versions | ({"cpu": " ".join(cpu_features())} if target is Target.INDUCTOR else {})
 
 
 def build_key(checkpoint_identity: str, options: CompileOptions, versions: dict[str, str]) -> str:

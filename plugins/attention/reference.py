@@ -44,13 +44,34 @@ def attention_reference(
     Returns:
         [B,S,H*D] in the dtype of `query`.
     """
-    batch, step, width = query.shape
-    heads = query.view(batch, step, num_heads, width // num_heads).transpose(1, 2)
-    used = int(cache_length.max()) + step
+    visible = visible_slots(query, key_cache, cache_length, causal)
+    return attend_visible(query, key_cache, value_cache, visible, num_heads, scale)
+
+
+def visible_slots(query: Tensor, key_cache: Tensor, cache_length: Tensor, causal: bool) -> Tensor:
+    """Slots that every token of a step sees: bool [B,1,S,U], where U <= K is the longest used length of the batch.
+
+    The same for all layers of a step. Arguments as of `attention_reference`; of `query` and `key_cache` only the shapes count.
+    """
+    step = query.shape[1]
+    # `item`, not `int`: a tracing compiler keeps it as a symbol, so what it makes reads no slot that nobody uses either.
+    used = (cache_length.max() + step).item()
+    # The documented way to tell a compiler the range of a number that it cannot see.
+    torch._check(used >= 1)  # type: ignore[no-untyped-call] # noqa: SLF001
+    torch._check(used <= key_cache.shape[2])  # type: ignore[no-untyped-call] # noqa: SLF001
     slots = torch.arange(used, device=query.device)
     reach = torch.arange(step, device=query.device) if causal else torch.full((step,), step - 1, device=query.device)
-    # [B,1,S,used]: broadcast over heads.
-    visible = slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
+    # Broadcast over heads.
+    return slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
+
+
+def attend_visible(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, visible: Tensor, num_heads: int, scale: float | None = None
+) -> Tensor:
+    """Attend `query` [B,S,H*D] to the first U slots of the caches [B,G,K,D], those that `visible` [B,1,S,U] shows."""
+    batch, step, width = query.shape
+    heads = query.view(batch, step, num_heads, width // num_heads).transpose(1, 2)
+    used = visible.shape[-1]
     mixed = functional.scaled_dot_product_attention(
         heads, key_cache[:, :, :used], value_cache[:, :, :used], attn_mask=visible, scale=scale, enable_gqa=True
     )

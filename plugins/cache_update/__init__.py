@@ -1,2 +1,3 @@
 from nemodiff_trt.plugins.cache_update.reference import cache_update as cache_update
 from nemodiff_trt.plugins.cache_update.reference import cache_update_reference as cache_update_reference
+from nemodiff_trt.plugins.cache_update.reference import write_cache as write_cache

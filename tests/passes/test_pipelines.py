@@ -47,7 +47,7 @@ def test_every_mode_finds_its_roles() -> None:
     assert set(roles_for((Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION))) == set(ROLES)
 
 
-@pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.TENSORRT_RTX])
+@pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.TENSORRT_RTX, Target.INDUCTOR])
 @pytest.mark.parametrize(("role", "form"), VARIANTS)
 def test_equals_the_eager_decoder(
     captured: StepGraph, eager_step: EagerStep, role: Role, form: AdapterForm, target: Target

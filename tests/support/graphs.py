@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from nemodiff_trt.bundle import AdapterFacts, Combine, WeightLayout
 from nemodiff_trt.passes.base import PassOptions
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+from nemodiff_trt.plugins.attention import attend_visible
 from nemodiff_trt.vocabulary import Role
 from support.checkpoints import tiny_config
 
@@ -84,8 +85,9 @@ def operators(graph: StepGraph) -> list[str]:
 
 
 def directions(graph: StepGraph) -> list[object]:
-    """The `causal` argument of every attention."""
-    return [node.args[5] for node in graph.calls(torch.ops.nemodiff.attention.default)]
+    """The `causal` argument of every attention, or of its mask where the operator was decomposed."""
+    whole = [node.args[5] for node in graph.calls(torch.ops.nemodiff.attention.default)]
+    return whole + [node.args[3].args[3] for node in graph.calls(attend_visible)]  # type: ignore[union-attr]
 
 
 def listing(graph: StepGraph) -> tuple[str, tuple[str, ...], dict[str, WeightLayout]]:
@@ -131,5 +133,5 @@ def stored_weights(
 
 
 def run_graph(graph: StepGraph, parameters: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of a graph by name, computed from decoder parameters."""
-    return graph.run(stored_weights(graph.weights, parameters), inputs)
+    """Outputs of a graph by name, computed from decoder parameters. `inputs` keep their content, even if it writes in place."""
+    return graph.run(stored_weights(graph.weights, parameters), {name: value.clone() for name, value in inputs.items()})

@@ -1,0 +1,189 @@
+"""Session over AOTInductor packages on the CPU. A step copies the token ids in and runs; it creates its two small results.
+
+Memory: packages hold no weights. Those are inputs, bound once to views of the one mapped weight file, so that all roles share
+the same physical pages. Keys and values are written in place; what a step needs in between comes from torch's allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemodiff_trt.bundle import Bundle, mapped_tensors, tensor_over
+from nemodiff_trt.bundle.package_metadata import INPUTS_KEY, OUTPUTS_KEY
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
+from nemodiff_trt.cpu_features import missing_features
+from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.step_checks import (
+    check_batch_size,
+    check_input_shape,
+    check_role_and_step,
+    check_room,
+    copy_last_index,
+)
+from nemodiff_trt.vocabulary import Role, Target
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """A loaded package, and the weights that follow the inputs of the contract."""
+
+    run: Run
+    weights: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """Everything one step shape needs, bound once: arrays to copy a step into, and all inputs of the engine over them."""
+
+    run: Run
+    inputs: list[Tensor]
+    input_ids: np.ndarray
+    cache_length: np.ndarray
+    last_index: np.ndarray | None
+
+
+class TorchCache(KVCache[Tensor]):
+    """Keys and values in torch memory, and the bindings of the step shapes that ran on it."""
+
+    __slots__ = ("bindings", "owner")
+
+    def __init__(self, owner: InductorSession, batch_size: int) -> None:
+        model, capacity = owner.model, owner.limits.cache_capacity
+        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        keys, values = ([torch.zeros(shape, dtype=owner.cache_dtype) for _ in layers] for _ in range(2))
+        super().__init__(keys, values, batch_size, capacity)
+        self.owner = owner
+        self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+
+class InductorSession:
+    """Runs the roles of a bundle built for the target inductor. Not safe for use from several threads at once."""
+
+    def __init__(self, bundle: Bundle, engines: dict[Role, _Engine]) -> None:
+        """Use `open`."""
+        manifest = bundle.manifest
+        self._engines = engines
+        self._model, self._limits = manifest.model, manifest.limits
+        self.cache_dtype: torch.dtype = getattr(torch, ENGINE_FLOAT[manifest.precision])
+
+    @classmethod
+    def open(cls, bundle: Bundle, num_threads: int | None = None) -> InductorSession:
+        """Load the packages of all roles and map their weights.
+
+        Args:
+            bundle: an opened bundle.
+            num_threads: threads a step may use. torch knows one number for the whole process, which is set; None leaves it.
+
+        Raises:
+            BundleError: the bundle is for another target or another CPU, or an engine cannot be loaded or breaks the step
+                contract.
+            InvalidInputError: `num_threads` is not positive.
+        """
+        manifest = bundle.manifest
+        if manifest.target is not Target.INDUCTOR:
+            raise BundleError(f"{bundle.path} was built for {manifest.target}; this session runs {Target.INDUCTOR}")
+        if num_threads is not None and num_threads < 1:
+            raise InvalidInputError("num_threads", num_threads, "an integer of at least 1")
+        missing = missing_features(manifest.tool_versions["cpu"])
+        if missing:
+            raise BundleError(f"{bundle.path} was compiled for a CPU with {', '.join(missing)}; build it again on this machine")
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        arrays = mapped_tensors(bundle.weights_path)
+        stored = {name: tensor_over(arrays[name], layout.dtype) for name, layout in manifest.weights.items()}
+        by_file: dict[str, Any] = {}
+        engines: dict[Role, _Engine] = {}
+        for role, engine in manifest.roles.items():
+            if engine.file not in by_file:
+                by_file[engine.file] = _load_package(bundle, engine.file)
+            loader = by_file[engine.file].loader
+            _check_contract(bundle, role, loader.get_metadata())
+            engines[role] = _Engine(loader.run, tuple(stored[name] for name in engine.weights))
+        return cls(bundle, engines)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._model
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return frozenset(self._engines)
+
+    def create_cache(self, batch_size: int) -> TorchCache:
+        """Empty cache for `batch_size` rows.
+
+        Raises:
+            InvalidInputError: the engines were built for fewer rows.
+        """
+        check_batch_size(batch_size, self._limits)
+        return TorchCache(self, batch_size)
+
+    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+        """Run one step, see `Session.run`.
+
+        Raises:
+            InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
+        """
+        if not isinstance(cache, TorchCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        step = input_ids.shape[-1]
+        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        check_input_shape(input_ids.shape, (cache.batch_size, step))
+        # A list: for a handful of rows faster than a reduction.
+        check_room(max(cache.length.tolist()), step, cache.capacity)
+        np.copyto(binding.input_ids, input_ids)
+        np.copyto(binding.cache_length, cache.length)
+        if binding.last_index is not None:
+            copy_last_index(binding.last_index, last_index, step)
+        token, confidence, *_ = binding.run(binding.inputs)
+        return StepOutput(token.numpy(), confidence.numpy())
+
+    def _bind(self, role: Role, step: int, cache: TorchCache) -> _Binding:
+        """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""
+        check_role_and_step(role, step, self._engines, self._limits)
+        engine, batch = self._engines[role], cache.batch_size
+        own = [torch.zeros(shape, dtype=torch.int64) for shape in ((batch, step), (batch,), (batch,))]
+        ids, lengths, last = (tensor.numpy() for tensor in own)
+        inputs = own if role is Role.PREFILL else own[:2]
+        for layer in range(self._model.num_hidden_layers):
+            inputs += [cache.keys[layer], cache.values[layer]]
+        binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last if role is Role.PREFILL else None)
+        cache.bindings[role, step] = binding
+        return binding
+
+
+def _load_package(bundle: Bundle, file: str) -> Any:
+    try:
+        # Single-threaded: no locks and no pool of streams around a step.
+        return torch._inductor.aoti_load_package(str(bundle.path / file), run_single_threaded=True)  # noqa: SLF001
+    # Not an archive, no package in it, or a library that does not link: the errors share no other base.
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise BundleError(f"{file}: torch {torch.__version__} cannot load it ({reason})") from error
+
+
+def _check_contract(bundle: Bundle, role: Role, metadata: dict[str, str]) -> None:
+    """Compare the names and the order of a package's inputs and outputs with the step contract."""
+    manifest = bundle.manifest
+    engine, wanted = manifest.roles[role], step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+    inputs = [*(spec.name for spec in wanted.inputs), *engine.weights]
+    outputs = [spec.name for spec in wanted.outputs if spec.alias_of is None]
+    for kind, key, names in (("inputs", INPUTS_KEY, inputs), ("outputs", OUTPUTS_KEY, outputs)):
+        if metadata.get(key, "").split(" ") != names:
+            raise BundleError(f"{engine.file}: its {kind} are not those of role {role}; build the bundle again")
