@@ -31,7 +31,7 @@ from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plan_audit import weight_memory as weight_memory_module
 from nemodiff_trt.runtime.cli.app import build_app
-from nemodiff_trt.vocabulary import Precision, Role, Target
+from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
 from support.bundles import copy_bundle, rewrite_manifest
 from support.checkpoints import random_checkpoint, random_decoder, tiny_config
 from support.graphs import pass_options
@@ -179,7 +179,7 @@ def test_a_bound_bundle_has_the_weights_of_a_build_from_the_checkpoint(
     unbound: Path, checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     bound = bind_checkpoint(unbound, checkpoint_dir, tmp_path / "bound")
-    built = compile_bundle(rtx_options(tmp_path / "built", checkpoint=str(checkpoint_dir), sm=(120, 121)))
+    built = compile_bundle(rtx_options(tmp_path / "built", checkpoint=str(checkpoint_dir), modes=(Mode.SELF_SPECULATION,)))
     weights = "weights/shared.safetensors"
     assert bound.manifest.has_weights
     assert bound.manifest.files[weights] == built.manifest.files[weights]
@@ -211,18 +211,20 @@ def test_a_checkpoint_without_adapter_is_bound_on_request_only(unbound: Path, tm
 
 
 def test_embedded_weights_are_inside_the_plans(checkpoint_dir: Path, tmp_path: Path) -> None:
-    shared = compile_bundle(rtx_options(tmp_path / "shared", checkpoint=str(checkpoint_dir)))
-    embedded = compile_bundle(
-        rtx_options(tmp_path / "embedded", checkpoint=str(checkpoint_dir), weights=WeightStorage.EMBEDDED)
-    )
-    assert all(engine.weights == () for engine in embedded.manifest.roles.values())
-    assert all(engine.weights for engine in shared.manifest.roles.values())
+    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.AR,)}
+    shared = compile_bundle(rtx_options(tmp_path / "shared", **facts))
+    embedded = compile_bundle(rtx_options(tmp_path / "embedded", weights=WeightStorage.EMBEDDED, **facts))
+    for role, engine in embedded.manifest.roles.items():
+        assert engine.weights == ()
+        assert engine.constants == shared.manifest.roles[role].weights
+    assert embedded.report()["audit"]["weight_memory"]["ratio"] > 1.9 * shared.report()["audit"]["weight_memory"]["ratio"]
     with pytest.raises(BundleError, match="weights are inside the engines"):
         bind_checkpoint(embedded.path, checkpoint_dir, tmp_path / "out")
 
 
 def test_a_merged_adapter_is_a_second_output_projection(geometry_dir: Path, tmp_path: Path) -> None:
-    options = rtx_options(tmp_path / "merged", config=str(geometry_dir), draft_adapter=AdapterForm.MERGED)
+    facts = {"config": str(geometry_dir), "modes": (Mode.SELF_SPECULATION,)}
+    options = rtx_options(tmp_path / "merged", draft_adapter=AdapterForm.MERGED, **facts)
     weights = compile_bundle(options).manifest.roles[Role.DRAFT].weights
     assert sorted(name for name in weights if "o_proj" in name) == [
         f"encoder.layers.{layer}.self_attn.o_proj_draft.weight" for layer in range(2)
@@ -233,7 +235,7 @@ def test_what_the_compiler_refuses_leaves_nothing_behind(tmp_path: Path) -> None
     # Heads of 8 have no fused attention kernel, and without one there is no engine.
     folder = random_checkpoint(tmp_path / "narrow", config=tiny_config(head_dim=8))
     with pytest.raises(LoweringError, match=r"tensorrt_rtx .* cannot compile this step: .* not supported by a de"):
-        compile_bundle(rtx_options(tmp_path / "out", checkpoint=str(folder)))
+        compile_bundle(rtx_options(tmp_path / "out", checkpoint=str(folder), modes=(Mode.AR,)))
     assert {path.name for path in tmp_path.iterdir()} == {"narrow"}
 
 
@@ -268,6 +270,7 @@ def test_a_missing_compiler_is_named_before_anything_else(
     geometry_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr("nemodiff_trt.build_engines.compile.open_source", None)
     with pytest.raises(InvalidInputError, match=r"target: got 'tensorrt-rtx', .* pip install 'nemodiff_trt\[rtx\]'"):
         compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir)))
     assert not (tmp_path / "out").exists()
@@ -309,10 +312,11 @@ def test_inspect_wants_one_bundle(unbound: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_strict_build_fails_on_a_warning(geometry_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_memory_module, "MAX_RATIO", 1.0)
+    facts = {"config": str(geometry_dir), "modes": (Mode.AR,)}
     with pytest.raises(AuditError, match="1 findings, the first: duplicated_weights: the roles keep"):
-        compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir), strict=True))
+        compile_bundle(rtx_options(tmp_path / "out", strict=True, **facts))
     assert list(tmp_path.iterdir()) == []
-    assert compile_bundle(rtx_options(tmp_path / "out", config=str(geometry_dir))).report()["audit"]["warnings"] != []
+    assert compile_bundle(rtx_options(tmp_path / "out", **facts)).report()["audit"]["warnings"] != []
 
 
 def test_the_commands_bind_and_generate(

@@ -54,7 +54,11 @@ Builder = Callable[[BuildInput], BuiltEngines]
 
 
 def builder_for(target: Target) -> Builder:
-    """The function that compiles for `target`; its toolchain is imported now, not before."""
+    """The function that compiles for `target`; its toolchain is looked for now, before any work.
+
+    Raises:
+        InvalidInputError: the toolchain is not installed.
+    """
     if target is Target.ONNXRUNTIME:
         from nemodiff_trt.build_engines.targets.onnxruntime import build_onnxruntime
 
@@ -64,6 +68,7 @@ def builder_for(target: Target) -> Builder:
 
         check_compiler()
         return build_inductor
-    from nemodiff_trt.build_engines.targets.tensorrt_plans import build_tensorrt
+    from nemodiff_trt.build_engines.targets.tensorrt_plans import build_tensorrt, import_api
 
+    import_api(target)
     return build_tensorrt
