@@ -29,7 +29,7 @@ from nemodiff_trt.training.problems import Problem, held_out_problems
 
 SEED = 9_000_001
 NUM_ODD_PROMPTS = 200
-DIFFUSION_THRESHOLDS = (0.8, 0.9, 0.95, 0.99)
+DIFFUSION_THRESHOLDS = (0.8, 0.9, 0.95, 0.99, 0.998)
 BLOCK_LENGTH, LONG_BLOCK_LENGTH = 16, 32
 
 
@@ -147,7 +147,7 @@ def targets(scores: dict[str, ModeScore], same: dict[str, bool | None], odd: tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-prompts", type=int, default=304)
+    parser.add_argument("--num-prompts", type=int, default=960)
     parser.add_argument("--num-odd-prompts", type=int, default=NUM_ODD_PROMPTS)
     arguments = parser.parse_args()
     console = Console()
