@@ -13,8 +13,7 @@ from nemodiff_trt.vocabulary import Role
 
 def role_steps(role: Role, limits: Limits) -> range:
     """Step lengths an engine of `role` takes, in tokens."""
-    longest = {Role.PREFILL: limits.prefill_chunk, Role.DECODE: 1}
-    return range(1, longest.get(role, limits.block_length) + 1)
+    return range(1, limits.longest_step(role) + 1)
 
 
 def check_batch_size(batch_size: int, limits: Limits) -> None:
