@@ -94,9 +94,10 @@ class ScriptedSession:
     def roles(self) -> frozenset[Role]:
         return ALL_ROLES
 
-    def create_cache(self, batch_size: int) -> KVCache[Any]:
-        slots = np.full((batch_size, self._limits.cache_capacity), _NEVER_WRITTEN)
-        return KVCache([slots], [], batch_size, self._limits.cache_capacity)
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
+        num_rows, capacity = batch_size + spare_rows, self._limits.cache_capacity
+        slots = np.full((num_rows, 1, capacity), _NEVER_WRITTEN)
+        return KVCache([slots], [], np.zeros(num_rows, np.int64), capacity)
 
     def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
         batch, step = input_ids.shape
@@ -106,7 +107,7 @@ class ScriptedSession:
         assert step <= {Role.PREFILL: self._limits.prefill_chunk, Role.DECODE: 1}.get(role, self._limits.block_length)
         self.runs.append((role, step))
         rows = [
-            self._run_row(role, ids, slots, int(length))
+            self._run_row(role, ids, slots[0], int(length))
             for ids, slots, length in zip(input_ids, cache.keys[0], cache.length, strict=True)
         ]
         token = np.array([[token for token, _ in row] for row in rows])
