@@ -12,6 +12,7 @@ from typing import Any
 from nemodiff_trt.plugins.attention import attention_reference
 from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
+from nemodiff_trt.plugins.masked_attention import masked_attention_reference
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
 from nemodiff_trt.plugins.rotary import rotary_reference
 from nemodiff_trt.plugins.select_position import select_position_reference
@@ -32,6 +33,7 @@ OPS: tuple[Op, ...] = (
     Op("rotary", rotary_reference),
     Op("cache_update", cache_update_reference),
     Op("attention", attention_reference),
+    Op("masked_attention", masked_attention_reference),
     Op("select_position", select_position_reference),
     Op("decision_head", decision_head_reference),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from nemodiff_trt.plugins.attention.network_form import attention_network
 from nemodiff_trt.plugins.cache_update.network_form import cache_update_network
 from nemodiff_trt.plugins.decision_head.network_form import decision_head_network
+from nemodiff_trt.plugins.masked_attention.network_form import masked_attention_network
 from nemodiff_trt.plugins.rms_norm.network_form import rms_norm_network
 from nemodiff_trt.plugins.rotary.network_form import rotary_network
 from nemodiff_trt.plugins.select_position.network_form import select_position_network
@@ -20,6 +21,7 @@ NETWORK_FORMS: dict[str, Callable[..., Any]] = {
     "rotary": rotary_network,
     "cache_update": cache_update_network,
     "attention": attention_network,
+    "masked_attention": masked_attention_network,
     "select_position": select_position_network,
     "decision_head": decision_head_network,
 }

@@ -29,6 +29,15 @@ class KVCache(Generic[Buffer]):
     def batch_size(self) -> int:
         return int(self.length.shape[0])
 
+    def move(self, row: int, source: int, target: int) -> None:
+        """Copy the keys and values of slot `source` of a row to slot `target`, in all layers.
+
+        For a token that was computed for the position of `target` but written elsewhere in its step.
+        """
+        for buffer in (*self.keys, *self.values):
+            cache: Any = buffer
+            cache[row, :, target] = cache[row, :, source]
+
     def clear(self) -> None:
         """Forget all rows; buffers keep their content, which is never read again."""
         self.length[:] = 0

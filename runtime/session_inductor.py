@@ -22,7 +22,8 @@ from nemodiff_trt.cpu_features import missing_features
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, Target
 
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -45,6 +46,7 @@ class _Binding:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
 
 
 class TorchCache(KVCache[Tensor]):
@@ -134,7 +136,14 @@ class InductorSession:
         keys, values = ([torch.zeros(shape, dtype=self.cache_dtype) for _ in layers] for _ in range(2))
         return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`.
 
         Raises:
@@ -144,7 +153,7 @@ class InductorSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        fill_inputs(binding, input_ids, cache, last_index)
+        fill_inputs(binding, input_ids, cache, last_index, layout)
         token, confidence, *_ = binding.run(binding.inputs)
         return StepOutput(token.numpy(), confidence.numpy())
 
@@ -155,9 +164,13 @@ class InductorSession:
         own = [torch.zeros(shape, dtype=torch.int64) for shape in ((batch, step), (batch,), (batch,))]
         ids, lengths, last = (tensor.numpy() for tensor in own)
         inputs = own if role is Role.PREFILL else own[:2]
+        layout = StepLayout.zeros(batch, step) if role.takes_layout else None
+        if layout is not None:
+            inputs += [torch.from_numpy(array) for array in layout_arrays(layout).values()]
         for layer in range(self._model.num_hidden_layers):
             inputs += [cache.keys[layer], cache.values[layer]]
-        binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last if role is Role.PREFILL else None)
+        last_index = last if role is Role.PREFILL else None
+        binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last_index, layout)
         cache.bindings[role, step] = binding
         return binding
 

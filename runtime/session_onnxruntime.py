@@ -20,7 +20,8 @@ from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, Target
 
 _SESSION_CONFIG = {
@@ -41,6 +42,7 @@ class _Binding:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
     output: StepOutput
 
 
@@ -123,7 +125,14 @@ class OnnxRuntimeSession:
         keys, values = ([np.zeros(shape, self.cache_dtype) for _ in layers] for _ in range(2))
         return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
 
         Raises:
@@ -133,7 +142,7 @@ class OnnxRuntimeSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        fill_inputs(binding, input_ids, cache, last_index)
+        fill_inputs(binding, input_ids, cache, last_index, layout)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
 
@@ -149,11 +158,14 @@ class OnnxRuntimeSession:
             np.zeros((batch, step), np.int64),
             np.zeros(batch, np.int64),
             np.zeros(batch, np.int64) if role is Role.PREFILL else None,
+            StepLayout.zeros(batch, step) if role.takes_layout else None,
             output,
         )
         inputs = {contract.INPUT_IDS: binding.input_ids, contract.CACHE_LENGTH: binding.cache_length}
         if binding.last_index is not None:
             inputs[contract.LAST_INDEX] = binding.last_index
+        if binding.layout is not None:
+            inputs |= layout_arrays(binding.layout)
         for name, array in inputs.items():
             binding.io.bind_ortvalue_input(name, _over(array))
         for name, array in ((contract.TOKEN, output.token), (contract.CONFIDENCE, output.confidence)):

@@ -36,6 +36,7 @@ from nemodiff_trt.runtime.step_checks import (
     check_room,
     copy_last_index,
 )
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.runtime.tensorrt_api import Api, ExecutionContext, load_api
 from nemodiff_trt.runtime.tensorrt_bindings import (
     Buffer,
@@ -54,7 +55,7 @@ from nemodiff_trt.runtime.tensorrt_bindings import (
 from nemodiff_trt.runtime.tensorrt_engines import Engines
 from nemodiff_trt.vocabulary import Role
 
-_NUMPY_DTYPES = {"int64": np.int64, "float32": np.float32}
+_NUMPY_DTYPES = {"int64": np.int64, "float32": np.float32, "bool": np.bool_}
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class _BoundStep:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
     output: StepOutput
     launch: Callable[[], None]
     replay: Callable[[], None] | None = None
@@ -187,7 +189,14 @@ class TensorRTSession:
         # Keys and values of a layer follow each other, as in the contract.
         return DeviceCache(self, views[::2], views[1::2], np.zeros(batch_size + spare_rows, np.int64), memory)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
 
         A prefill step may run longer than asked for, as far as there is room; what it writes behind its tokens is never read.
@@ -208,6 +217,8 @@ class TensorRTSession:
         bound = cache.steps.get((role, launched)) or self._bind(role, launched, cache)
         if bound.last_index is not None:
             copy_last_index(bound.last_index, last_index, step)
+        if bound.layout is not None:
+            bound.layout.copy_from(layout)
         bound.input_ids[:, :step] = input_ids
         bound.input_ids[:, step:] = 0
         np.copyto(bound.cache_length, cache.length)
@@ -241,6 +252,7 @@ class TensorRTSession:
             _over(host_input, plan, contract.INPUT_IDS),
             _over(host_input, plan, contract.CACHE_LENGTH),
             _over(host_input, plan, contract.LAST_INDEX) if role is Role.PREFILL else None,
+            StepLayout(*(_over(host_input, plan, name) for name in contract.LAYOUT)) if role.takes_layout else None,
             output,
             self._launcher(role, context, host_input, host_output),
         )

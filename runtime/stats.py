@@ -13,6 +13,7 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session import Session, StepOutput
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Mode, Role
 
 
@@ -121,9 +122,16 @@ class TimedSession:
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
         return self._session.create_cache(batch_size, spare_rows)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         begin = time.perf_counter()
-        output = self._session.run(role, input_ids, cache, last_index)
+        output = self._session.run(role, input_ids, cache, last_index, layout)
         self.engine_s += time.perf_counter() - begin
         self.num_runs += 1
         return output

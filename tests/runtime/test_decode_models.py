@@ -19,6 +19,7 @@ from nemodiff_trt.runtime.decisions import CommitRule
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Mode, Role
 from support.checkpoints import random_decoder, tiny_config
 from support.decoding import Decoded, Request, decode
@@ -70,8 +71,15 @@ class TamperedDrafts:
         self._whole = self._session.create_cache(batch_size, spare_rows)
         return self._whole
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
-        output = self._session.run(role, input_ids, cache, last_index)
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
+        output = self._session.run(role, input_ids, cache, last_index, layout)
         if role is Role.DRAFT:
             # The run may be one of a range of the rows.
             begin = (cache.length.ctypes.data - self._whole.length.ctypes.data) // cache.length.itemsize
