@@ -87,14 +87,14 @@ def test_a_compiled_kernel_is_found_again_until_anything_changes(folder: Path) -
 
 def test_report(folder: Path) -> None:
     form = find_op("next_block").load(Form.TRITON)
-    seeded = TritonForm(form.launch, form.refuses, (SPILLING,), ())
+    seeded = TritonForm(form.launch, form.refuses, (STRIDED,), ())
     report = compile_all({"next_block": form, "seeded": seeded}, (90, 120), folder / "report")
     assert json.loads((folder / "report/report.json").read_text()) == report
     assert [(kernel["operator"], kernel["sm"]) for kernel in report["kernels"]] == [
         ("next_block", 90), ("next_block", 120), ("seeded", 90), ("seeded", 120),
     ]  # fmt: skip
     assert len(report["warnings"]) == 2
-    assert report["warnings"][0].startswith("spilling sm90: registers are spilled")
+    assert report["warnings"][0].startswith("strided sm90: 0% of its global loads")
     assert [figures["ratio"] for figures in report["operators"]] == [1.0]
     assert (folder / "report/next_block_rows-32-sm120.cubin").read_bytes().startswith(b"\x7fELF")
     assert ".target sm_120" in (folder / "report/next_block_rows-32-sm120.ptx").read_text()
