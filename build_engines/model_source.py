@@ -49,8 +49,8 @@ def open_source(options: CompileOptions) -> ModelSource:
         identity = hashlib.sha256(json.dumps(model.to_dict(), sort_keys=True).encode()).hexdigest()
         return ModelSource(model, adapter, identity, None, None)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint or ""))
-    has_adapter = is_wanted and checkpoint.adapter is not None
-    adapter = AdapterFacts(checkpoint.adapter.rank, checkpoint.adapter.scale) if has_adapter and checkpoint.adapter else None
+    found = checkpoint.adapter
+    adapter = AdapterFacts(found.rank, found.scale) if is_wanted and found is not None else None
     return ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
 
 

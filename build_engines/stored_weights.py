@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nemodiff_trt.bundle import AdapterFacts, WeightLayout
 from nemodiff_trt.bundle.weight_writer import StoredWeights, plan_stored
-from nemodiff_trt.checkpoint.layout import adapter_decoder_name
+from nemodiff_trt.checkpoint.layout import adapter_decoder_name, adapter_shapes
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import PassError
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
@@ -34,10 +34,7 @@ def plan_weights(graphs: Mapping[Role, StepGraph], model: ModelConfig, adapter: 
                 raise PassError(f"{name}: role {role} lays it out as {entry}, another role as {found[name]}")
     if adapter is not None:
         dtype = next(iter(found.values()))[0].dtype
-        shapes = {"A": (adapter.rank, model.query_width), "B": (model.hidden_size, adapter.rank)}
-        for layer in range(model.num_hidden_layers):
-            for matrix, shape in shapes.items():
-                name = adapter_decoder_name(layer, matrix)
-                found.setdefault(name, (WeightLayout((name,), False, dtype), shape))
+        for name, shape in adapter_shapes(model, adapter.rank, adapter_decoder_name).items():
+            found.setdefault(name, (WeightLayout((name,), False, dtype), shape))
     layouts = {name: layout for name, (layout, _) in found.items()}
     return plan_stored(layouts, {name: shape for name, (_, shape) in found.items()})

@@ -34,6 +34,20 @@ ENGINE_FLOAT: dict[Precision, str] = {
 }
 
 
+# Bytes of one stored element; float4_e2m1fn_x2 is two numbers in a byte, as torch counts them.
+ITEM_BYTES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float4_e2m1fn_x2": 1,
+    "int64": 8,
+    "int32": 4,
+    "int8": 1,
+    "uint8": 1,
+}
+
+
 def past_key(layer: int) -> str:
     """Name of the cache input of one layer that holds its keys."""
     return f"past_key_{layer}"
@@ -82,6 +96,10 @@ class Limits:
         for name in ("block_length", "prefill_chunk"):
             if getattr(self, name) > self.max_seq_len:
                 raise InvalidInputError(name, getattr(self, name), f"at most max_seq_len = {self.max_seq_len}")
+
+    def longest_step(self, role: Role) -> int:
+        """Most tokens of one step of `role`; the fewest are one."""
+        return {Role.PREFILL: self.prefill_chunk, Role.DECODE: 1}.get(role, self.block_length)
 
     @property
     def cache_capacity(self) -> int:

@@ -34,6 +34,21 @@ _SIZES = dict(
 )
 
 
+def published_rope_parameters(rope_theta: float) -> RopeParameters:
+    """The rotary fields that all published sizes share, around the one in which they differ."""
+    return RopeParameters(
+        rope_type="yarn",
+        rope_theta=rope_theta,
+        factor=16.0,
+        original_max_position_embeddings=16384,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        mscale=1.0,
+        mscale_all_dim=1.0,
+        llama_4_scaling_beta=0.1,
+    )
+
+
 def full_size_config(name: str) -> ModelConfig:
     """Configuration of one of `FULL_SIZE_CONFIGS`.
 
@@ -43,17 +58,6 @@ def full_size_config(name: str) -> ModelConfig:
     if name not in _SIZES:
         raise InvalidInputError("config", name, ", ".join(FULL_SIZE_CONFIGS))
     size = _SIZES[name]
-    rope = RopeParameters(
-        rope_type="yarn",
-        rope_theta=size.rope_theta,
-        factor=16.0,
-        original_max_position_embeddings=16384,
-        beta_fast=32.0,
-        beta_slow=1.0,
-        mscale=1.0,
-        mscale_all_dim=1.0,
-        llama_4_scaling_beta=0.1,
-    )
     return ModelConfig(
         num_hidden_layers=size.num_hidden_layers,
         hidden_size=size.hidden_size,
@@ -68,5 +72,5 @@ def full_size_config(name: str) -> ModelConfig:
         mask_token_id=100,
         bos_token_id=1,
         eos_token_id=11,
-        rope_parameters=rope,
+        rope_parameters=published_rope_parameters(size.rope_theta),
     )

@@ -20,13 +20,7 @@ from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import (
-    check_batch_size,
-    check_input_shape,
-    check_role_and_step,
-    check_room,
-    copy_last_index,
-)
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs
 from nemodiff_trt.vocabulary import Role, Target
 
 _SESSION_CONFIG = {
@@ -134,13 +128,7 @@ class OnnxRuntimeSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        check_input_shape(input_ids.shape, (cache.batch_size, step))
-        # A list: for a handful of rows faster than a reduction.
-        check_room(max(cache.length.tolist()), step, cache.capacity)
-        np.copyto(binding.input_ids, input_ids)
-        np.copyto(binding.cache_length, cache.length)
-        if binding.last_index is not None:
-            copy_last_index(binding.last_index, last_index, step)
+        fill_inputs(binding, input_ids, cache, last_index)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
 

@@ -1,20 +1,21 @@
-"""What a session refuses before a step, in the same words whoever runs the engines."""
+"""What a session refuses before a step, and how the inputs of a step are filled, in the same way whoever runs the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.vocabulary import Role
 
 
 def role_steps(role: Role, limits: Limits) -> range:
     """Step lengths an engine of `role` takes, in tokens."""
-    longest = {Role.PREFILL: limits.prefill_chunk, Role.DECODE: 1}
-    return range(1, longest.get(role, limits.block_length) + 1)
+    return range(1, limits.longest_step(role) + 1)
 
 
 def check_batch_size(batch_size: int, limits: Limits) -> None:
@@ -52,3 +53,28 @@ def copy_last_index(target: np.ndarray, last_index: np.ndarray | None, step: int
     if min(wanted) < 0 or max(wanted) >= step:
         raise InvalidInputError("last_index", wanted, f"0 to {step - 1}, the tokens of the step")
     np.copyto(target, last_index)
+
+
+class StepInputs(Protocol):
+    """Arrays that an engine reads at a step: int64 [B,S], [B] and, for prefill, [B]."""
+
+    @property
+    def input_ids(self) -> np.ndarray: ...
+
+    @property
+    def cache_length(self) -> np.ndarray: ...
+
+    @property
+    def last_index(self) -> np.ndarray | None: ...
+
+
+def fill_inputs(inputs: StepInputs, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None) -> None:
+    """Refuse token ids that do not fit the cache, then copy everything a step reads into the arrays bound to its engine."""
+    step = input_ids.shape[-1]
+    check_input_shape(input_ids.shape, (cache.batch_size, step))
+    # A list: for a handful of rows faster than a reduction.
+    check_room(max(cache.length.tolist()), step, cache.capacity)
+    np.copyto(inputs.input_ids, input_ids)
+    np.copyto(inputs.cache_length, cache.length)
+    if inputs.last_index is not None:
+        copy_last_index(inputs.last_index, last_index, step)

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from nemodiff_trt import contract
 from nemodiff_trt.bundle import Manifest, RoleEngine
-from nemodiff_trt.contract import Limits, TensorSpec, step_contract
+from nemodiff_trt.contract import ITEM_BYTES, Limits, TensorSpec, step_contract
 from nemodiff_trt.errors import BundleError
 from nemodiff_trt.options import WeightStorage
 from nemodiff_trt.runtime.step_checks import role_steps
@@ -25,18 +25,6 @@ from nemodiff_trt.vocabulary import Role
 ALIGNMENT_BYTES = 256
 # Shorter prefill steps share one CUDA graph: below this many tokens a step costs what reading the weights costs.
 MIN_PREFILL_STEP = 16
-# Bytes of one stored element; float4_e2m1fn_x2 is two numbers in a byte, as torch counts them.
-ITEM_BYTES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float8_e4m3fn": 1,
-    "float4_e2m1fn_x2": 1,
-    "int64": 8,
-    "int32": 4,
-    "int8": 1,
-    "uint8": 1,
-}
 
 
 class Buffer(StrEnum):

@@ -91,9 +91,8 @@ def import_api(target: Target) -> Any:
 
 def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
     """One profile for a single sequence, and one for all larger batches, over every step length the role can have."""
-    longest = {Role.PREFILL: limits.prefill_chunk, Role.DECODE: 1}.get(role, limits.block_length)
     batches = [(1, 1)] if limits.max_batch_size == 1 else [(1, 1), (2, limits.max_batch_size)]
-    return tuple(StepProfile(low, high, 1, longest) for low, high in batches)
+    return tuple(StepProfile(low, high, 1, limits.longest_step(role)) for low, high in batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from nemodiff_trt.bundle.tokenizer_files import copy_tokenizer
 from nemodiff_trt.bundle.weight_writer import Source, WeightLayouter, checkpoint_source, plan_stored, write_weights
 from nemodiff_trt.bundle.writer import BundleWriter, check_output
 from nemodiff_trt.checkpoint import Checkpoint
-from nemodiff_trt.checkpoint.layout import adapter_decoder_name
+from nemodiff_trt.checkpoint.layout import adapter_decoder_name, adapter_shapes
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.options import WeightStorage
 from nemodiff_trt.vocabulary import Target
@@ -117,12 +117,7 @@ def _with_adapter(manifest: Manifest, checkpoint: Checkpoint, without_adapter: b
         raise InvalidInputError(
             "draft adapter", None, "a checkpoint with linear_spec_lora/, or --without-adapter to draft with its base weights"
         )
-    shapes = {"A": (wanted.rank, manifest.model.query_width), "B": (manifest.model.hidden_size, wanted.rank)}
-    zeros = {
-        adapter_decoder_name(layer, matrix): shape
-        for layer in range(manifest.model.num_hidden_layers)
-        for matrix, shape in shapes.items()
-    }
+    zeros = adapter_shapes(manifest.model, wanted.rank, adapter_decoder_name)
 
     def tensors(name: str) -> Tensor:
         return torch.zeros(zeros[name]) if name in zeros else source(name)

@@ -10,11 +10,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemodiff_trt.contract import ITEM_BYTES
 from nemodiff_trt.errors import BundleError
 
 _TO_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # A page: vector loads start aligned, and ONNX Runtime maps packed matrices only from starts that are multiples of 256.
 _ALIGNMENT = 4096
 
@@ -29,7 +29,7 @@ class Span:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 def plan_spans(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Span]]:

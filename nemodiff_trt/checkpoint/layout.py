@@ -5,6 +5,8 @@ Linear weights are [out, in]. The adapter follows the file format of PEFT (`adap
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nemodiff_trt.config import ModelConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -48,10 +50,9 @@ def adapter_decoder_name(layer: int, matrix: str) -> str:
     return f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight"
 
 
-def adapter_shapes(config: ModelConfig, rank: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every adapter tensor by stored name."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(config.num_hidden_layers):
-        shapes[adapter_tensor_name(layer, "A")] = (rank, config.query_width)
-        shapes[adapter_tensor_name(layer, "B")] = (config.hidden_size, rank)
-    return shapes
+def adapter_shapes(
+    config: ModelConfig, rank: int, name_of: Callable[[int, str], str] = adapter_tensor_name
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every adapter tensor: by stored name, or by the one that `name_of` gives a layer and "A" or "B"."""
+    matrices = {"A": (rank, config.query_width), "B": (config.hidden_size, rank)}
+    return {name_of(layer, matrix): shape for layer in range(config.num_hidden_layers) for matrix, shape in matrices.items()}

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from nemodiff_trt.bundle import Manifest, RoleEngine, WeightLayout
 from nemodiff_trt.config import ModelConfig
-from nemodiff_trt.contract import ENGINE_FLOAT, Limits
+from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES, Limits
 from nemodiff_trt.plan_audit.facts import AuditPoint, CacheFact, ProfileRange, StepFacts, WeightFact, is_row_table
 from nemodiff_trt.vocabulary import Precision, Role
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Steps of a single sequence that are audited where a role can have them.
 _STEPS = (1, 2, 4, 8, 16, 32)
 

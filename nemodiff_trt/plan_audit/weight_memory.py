@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from nemodiff_trt.bundle import RoleEngine, WeightLayout
 from nemodiff_trt.checkpoint.layout import decoder_shapes
 from nemodiff_trt.config import ModelConfig
-from nemodiff_trt.contract import ENGINE_FLOAT
-from nemodiff_trt.plan_audit.engine_facts import ITEM_BYTES
+from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES
 from nemodiff_trt.plan_audit.report import Finding, FindingCode, Severity
 from nemodiff_trt.vocabulary import Precision, Role
 

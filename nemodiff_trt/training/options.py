@@ -5,23 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nemodiff_trt.config import ModelConfig, RopeParameters
+from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.full_size import published_rope_parameters
 
 
 def tiny_model_config(vocab_size: int = 1024) -> ModelConfig:
     """Geometry of `nemodiff-tiny`: 5.0 M parameters, rotary fields and special ids of the published models."""
-    rope = RopeParameters(
-        rope_type="yarn",
-        rope_theta=1e6,
-        factor=16.0,
-        original_max_position_embeddings=16384,
-        beta_fast=32.0,
-        beta_slow=1.0,
-        mscale=1.0,
-        mscale_all_dim=1.0,
-        llama_4_scaling_beta=0.1,
-    )
+    rope = published_rope_parameters(rope_theta=1e6)
     return ModelConfig(
         num_hidden_layers=6,
         hidden_size=256,

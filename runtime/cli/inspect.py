@@ -104,13 +104,10 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _cache_bytes(bundle: Bundle) -> int:
-    import numpy as np
-
-    from nemodiff_trt.contract import ENGINE_FLOAT
+    from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES
 
     manifest = bundle.manifest
-    name = ENGINE_FLOAT[manifest.precision]
-    item_bytes = 2 if name == "bfloat16" else np.dtype(name).itemsize
+    item_bytes = ITEM_BYTES[ENGINE_FLOAT[manifest.precision]]
     slots = manifest.limits.cache_capacity * manifest.model.num_hidden_layers
     return 2 * slots * manifest.model.key_value_width * item_bytes
 

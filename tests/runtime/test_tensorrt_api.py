@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from nemodiff_trt.contract import ITEM_BYTES
 from nemodiff_trt.runtime.tensorrt_api import DATA_TYPES, RTX_CLASSES, USED_CLASSES, Api, RtxApi
-from nemodiff_trt.runtime.tensorrt_bindings import ITEM_BYTES
 from support.rtx_networks import require_tensorrt_rtx
 from support.tensorrt_members import MEMBERS
 
