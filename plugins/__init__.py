@@ -12,6 +12,7 @@ from nemodiff_trt.plugins.attention import attention_reference
 from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.commit_masks import commit_masks_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
+from nemodiff_trt.plugins.decision_top_k import decision_top_k_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
 from nemodiff_trt.plugins.op import EVERYWHERE, Form, Op
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
@@ -29,6 +30,7 @@ OPS: tuple[Op, ...] = (
     Op("attention", attention_reference, EVERYWHERE),
     Op("select_position", select_position_reference),
     Op("decision_head", decision_head_reference, EVERYWHERE),
+    Op("decision_top_k", decision_top_k_reference, EVERYWHERE),
     Op("next_block", next_block_reference, EVERYWHERE),
     Op("commit_masks", commit_masks_reference, EVERYWHERE),
     Op("accept_draft", accept_draft_reference, EVERYWHERE),

@@ -49,10 +49,10 @@ def launch(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
     token = torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device)
     confidence = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)
     decision_head_part[(rows * num_parts,)](
-        logits, keys, ids, sums, num_ids, num_parts, mask_token_id, BLOCK=size, num_warps=num_warps(size)
+        logits, num_ids, num_parts, mask_token_id, keys, ids, sums, BLOCK=size, num_warps=num_warps(size)
     )
     decision_head_combine[(rows,)](
-        logits, keys, ids, sums, token, confidence, num_ids, num_parts, mask_token_id,
+        logits, keys, ids, sums, num_ids, num_parts, mask_token_id, token, confidence,
         PARTS=next_power_of_2(num_parts), num_warps=1,
     )  # fmt: skip
     return token, confidence

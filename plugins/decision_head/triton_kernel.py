@@ -2,6 +2,8 @@
 
 The first kernel gives every program one part of one row, so that a single row already occupies a whole GPU. A part has no
 loop: its logits stay in registers between the maximum and the sum. What a part leaves is 12 bytes.
+
+Parameters come in the order in which TensorRT binds those of a plugin: inputs, numbers, outputs.
 """
 
 import triton
@@ -34,7 +36,7 @@ def finite_or_zero(x):
 
 
 @triton.jit
-def decision_head_part(logits_ptr, key_ptr, id_ptr, sum_ptr, num_ids, num_parts, mask_id, BLOCK: tl.constexpr):
+def decision_head_part(logits_ptr, num_ids, num_parts, mask_id, key_ptr, id_ptr, sum_ptr, BLOCK: tl.constexpr):
     """Largest candidate of BLOCK logits as a key, its lowest id, and the sum of exp(candidate - largest).
 
     Grid: rows * num_parts programs, parts of a row side by side. The mask id is no candidate.
@@ -56,7 +58,7 @@ def decision_head_part(logits_ptr, key_ptr, id_ptr, sum_ptr, num_ids, num_parts,
 
 @triton.jit
 def decision_head_combine(
-    logits_ptr, key_ptr, id_ptr, sum_ptr, token_ptr, confidence_ptr, num_ids, num_parts, mask_id, PARTS: tl.constexpr
+    logits_ptr, key_ptr, id_ptr, sum_ptr, num_ids, num_parts, mask_id, token_ptr, confidence_ptr, PARTS: tl.constexpr
 ):
     """Token and confidence of a row from its parts and the logit of the mask. Grid: rows programs; num_parts <= PARTS."""
     row = tl.program_id(0)

@@ -30,6 +30,7 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, H, True),
         "select_position": (rand(B, S, 16), torch.tensor([2, 0])),
         "decision_head": (rand(B, S, V), 7),
+        "decision_top_k": (rand(B, S, V), 7, 3),
         "next_block": (ids(B), S, 7),
         # Probabilities are fp32 whatever the logits are.
         "commit_masks": (ids(B, S, high=3), ids(B, S), torch.rand(B, S, generator=generator), torch.tensor([1, 0]), 1, 2, 0.5),
