@@ -12,7 +12,7 @@ import pytest
 from nemodiff_trt import plugins
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.plugins import OPS, Form, find_op
-from nemodiff_trt.plugins.cli import parse_sms
+from nemodiff_trt.plugins.cli import list_operators, parse_sms
 from nemodiff_trt.plugins.network_forms import NETWORK_FORMS
 from nemodiff_trt.plugins.onnx_forms import ONNX_FORMS
 from nemodiff_trt.plugins.realisations import COLUMNS, realisations, summaries
@@ -60,8 +60,12 @@ def test_list() -> None:
     head = next(entry for entry in listed["operators"] if entry["operator"] == "decision_head")
     assert head["targets"]["eager-kernels"] == "Triton kernel"
     assert head["forms"] == ["network_form", "onnx_form", "triton_form"]
-    shown = run("list")
-    assert all(op.name in shown.stdout for op in OPS)
+
+
+def test_list_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    list_operators()
+    shown = capsys.readouterr().out
+    assert all(op.name in shown for op in OPS)
 
 
 @pytest.mark.parametrize("text", ["", "90,91", "sm90", "9 0", "120,"])
