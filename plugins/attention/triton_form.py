@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,13 @@ from nemodiff_trt.plugins.attention.triton_kernel import attention_join, attenti
 from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
 from nemodiff_trt.plugins.triton_checks import FLOATS, next_power_of_2, refuse_layout
 
-# Slots that are loaded at once; fewer where a program holds a large tile of wide heads.
-_BLOCK_N, _SMALL_BLOCK_N = 64, 32
-_ROWS_OF_A_TILE = 64
+# Numbers of a tile of rows -> slots that are loaded at once. What a program holds of both has to fit into its registers.
+_SLOTS = ((64 * 64, 64), (64 * 128, 32))
+_FEWEST_SLOTS = 16
+# Rows of a tile: the width of a matrix product for one token, and more where there are enough tiles either way, because each
+# of them reads the cache once.
+_TILES = ((16, 16), (1024, 64))
+_LARGEST_TILE = 128
 # As many programs as fill a GPU of about this many multiprocessors, but no more splits than one program can join.
 _WANTED_PROGRAMS, _MAX_SPLITS = 128, 32
 _LOG2_E = math.log2(math.e)
@@ -32,25 +38,21 @@ class Tiling:
 def tiling(batch: int, step: int, num_heads: int, num_kv_heads: int) -> Tiling:
     """Depends on shapes alone: lengths stay on the device, so a captured graph serves all of them."""
     rows = step * (num_heads // num_kv_heads)
-    block_m = 16 if rows <= 16 else _ROWS_OF_A_TILE
+    block_m = next((size for most, size in _TILES if rows <= most), _LARGEST_TILE)
     num_tiles = -(-rows // block_m)
     programs = num_tiles * batch * num_kv_heads
     splits = next_power_of_2(max(1, _WANTED_PROGRAMS // programs))
     return Tiling(block_m, num_tiles, min(splits, _MAX_SPLITS))
 
 
-def _is_large(block_m: int, head_dim: int) -> bool:
-    return block_m * head_dim > 64 * 64
-
-
 def num_warps(block_m: int, head_dim: int) -> int:
     """Warps of a program: four would have to keep some of a large tile of wide heads outside their registers."""
-    return 8 if _is_large(block_m, head_dim) else 4
+    return 8 if block_m * head_dim >= 64 * 64 else 4
 
 
 def block_n(block_m: int, head_dim: int) -> int:
     """Slots of one turn of the loop."""
-    return _SMALL_BLOCK_N if _is_large(block_m, head_dim) else _BLOCK_N
+    return next((slots for most, slots in _SLOTS if block_m * head_dim <= most), _FEWEST_SLOTS)
 
 
 def refuses(
@@ -86,6 +88,20 @@ def launch(
     scale: float | None = None,
 ) -> Tensor:
     """[B,S,H*D] in the dtype of `query`; see `attention_reference`. cache_length + S must not exceed the capacity."""
+    return launch_over_cache(attention_rows, (query, key_cache, value_cache, cache_length), num_heads, scale, CAUSAL=causal)
+
+
+def launch_over_cache(kernel: Any, inputs: tuple[Tensor, ...], num_heads: int, scale: float | None, **constants: Any) -> Tensor:
+    """Run a kernel with the grid, the results and the parameters of `attention_rows`.
+
+    Args:
+        kernel: takes `inputs`, then what follows the inputs of `attention_rows`, then `constants` as well.
+        inputs: query [B,S,H*D], caches [B,G,K,D], cache length [B], and what else the kernel reads.
+        num_heads: H.
+        scale: factor on the scores; None for 1/sqrt(D).
+        **constants: of the kernel, beyond those of every kernel here.
+    """
+    query, key_cache = inputs[:2]
     batch, step, width = query.shape
     head_dim, num_kv_heads, capacity = width // num_heads, key_cache.shape[1], key_cache.shape[2]
     tiles = tiling(batch, step, num_heads, num_kv_heads)
@@ -95,10 +111,11 @@ def launch(
     mixed = torch.empty((splits, rows, head_dim) if splits > 1 else (1,), dtype=torch.float32, device=query.device)
     stats = torch.empty((2, splits, rows) if splits > 1 else (1,), dtype=torch.float32, device=query.device)
     factor = _LOG2_E * (head_dim**-0.5 if scale is None else scale)
-    attention_rows[(tiles.num_tiles, batch * num_kv_heads, splits)](
-        query, key_cache, value_cache, cache_length, out, mixed, stats, step, capacity, factor,
-        KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads, D=head_dim, CAUSAL=causal, SPLITS=splits,
+    kernel[(tiles.num_tiles, batch * num_kv_heads, splits)](
+        *inputs, out, mixed, stats, step, capacity, factor,
+        KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads, D=head_dim, SPLITS=splits,
         BLOCK_M=tiles.block_m, BLOCK_N=block_n(tiles.block_m, head_dim), num_warps=num_warps(tiles.block_m, head_dim),
+        **constants,
     )  # fmt: skip
     if splits > 1:
         attention_join[(rows,)](mixed, stats, out, rows, D=head_dim, SPLITS=splits, num_warps=1)
@@ -106,7 +123,7 @@ def launch(
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class StepShape:
     """Heads of a model, and a step of it."""
 
     num_heads: int
@@ -118,19 +135,22 @@ class _Shape:
     def tiling(self) -> Tiling:
         return tiling(1, self.step, self.num_heads, self.num_kv_heads)
 
-    def rows_build(self, causal: bool) -> KernelBuild:
+    def rows_build(self, kernel: Any, suffix: str, more_inputs: Mapping[str, str], **constants: int) -> KernelBuild:
+        """Of `kernel`, see `launch_over_cache`: `more_inputs` are the Triton types of inputs beyond those of attention."""
         tiles = self.tiling
-        name = f"attention_rows-{self.num_heads}x{self.num_kv_heads}x{self.head_dim}-m{tiles.block_m}-s{tiles.splits}"
-        pointers = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), "*bf16") | {"length_ptr": "*i64", "out_ptr": "*bf16"}
-        types = pointers | {"mixed_ptr": "*fp32", "stats_ptr": "*fp32", "step": "i32", "capacity": "i32", "scale": "fp32"}
-        constants = {
+        name = (
+            f"{kernel.__name__}-{self.num_heads}x{self.num_kv_heads}x{self.head_dim}-m{tiles.block_m}-s{tiles.splits}{suffix}"
+        )
+        inputs = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "out_ptr"), "*bf16") | {"length_ptr": "*i64"}
+        numbers = {"mixed_ptr": "*fp32", "stats_ptr": "*fp32", "step": "i32", "capacity": "i32", "scale": "fp32"}
+        types = inputs | numbers | dict(more_inputs)
+        sizes = {
             "KV_HEADS": self.num_kv_heads, "GROUP": self.num_heads // self.num_kv_heads, "D": self.head_dim,
-            "CAUSAL": causal, "SPLITS": tiles.splits, "BLOCK_M": tiles.block_m,
-            "BLOCK_N": block_n(tiles.block_m, self.head_dim),
+            "SPLITS": tiles.splits, "BLOCK_M": tiles.block_m, "BLOCK_N": block_n(tiles.block_m, self.head_dim),
         }  # fmt: skip
         aligned = frozenset(name for name in types if name.endswith("_ptr"))
         warps = num_warps(tiles.block_m, self.head_dim)
-        return KernelBuild(f"{name}-{'causal' if causal else 'block'}", attention_rows, types, constants, aligned, warps)
+        return KernelBuild(name, kernel, types, sizes | constants, aligned, warps)
 
     def join_build(self) -> KernelBuild:
         types = {"mixed_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
@@ -139,27 +159,41 @@ class _Shape:
         name = f"attention_join-{self.head_dim}-s{self.tiling.splits}"
         return KernelBuild(name, attention_join, types, constants, aligned, num_warps=1)
 
+    def joins(self) -> list[KernelBuild]:
+        return [self.join_build()] if self.tiling.splits > 1 else []
+
     def builds(self) -> list[KernelBuild]:
         directions = (True,) if self.step == 1 else (True, False)
-        joins = [self.join_build()] if self.tiling.splits > 1 else []
-        return [self.rows_build(causal) for causal in directions] + joins
+        rows = [self.rows_build(attention_rows, "-causal" if causal else "-block", {}, CAUSAL=causal) for causal in directions]
+        return rows + self.joins()
+
+    def moved(self, tokens: int) -> int:
+        """Bytes of one layer and one sequence in bf16 when every tile of rows reads keys and values of so many tokens.
+
+        What several tiles read again counts in full, though much of it stays in the GPU's cache.
+        """
+        tiles, rows = self.tiling, self.step * self.num_heads
+        query_bytes = rows * self.head_dim * 2
+        # Sums of the splits are written and read once.
+        parts = 2 * tiles.splits * rows * (self.head_dim + 2) * 4 if tiles.splits > 1 else 0
+        return tiles.num_tiles * tokens * self.token_bytes + (tiles.splits + 1) * query_bytes + parts
+
+    @property
+    def token_bytes(self) -> int:
+        """Key and value of one token in bf16."""
+        return 2 * self.num_kv_heads * self.head_dim * 2
 
     def traffic(self, used: int) -> Traffic:
         """One layer, one sequence, `used` slots with the step's own, bf16."""
-        tiles, rows = self.tiling, self.step * self.num_heads
-        key_bytes = 2 * used * self.num_kv_heads * self.head_dim * 2
-        query_bytes = rows * self.head_dim * 2
-        minimum = key_bytes + 2 * query_bytes
-        # Every tile of rows reads keys and values of its head, every split the queries; sums are written and read once.
-        parts = 2 * tiles.splits * rows * (self.head_dim + 2) * 4 if tiles.splits > 1 else 0
-        moved = tiles.num_tiles * key_bytes + tiles.splits * query_bytes + query_bytes + parts
+        rows = self.step * self.num_heads
+        minimum = used * self.token_bytes + 2 * rows * self.head_dim * 2
         kernels = tuple(build.name for build in self.builds() if build.name.split("-")[-1] != "causal" or self.step == 1)
         shape = f"{self.step} tokens after {used - self.step}, heads {self.num_heads}/{self.num_kv_heads} of {self.head_dim}"
-        return Traffic(shape, kernels, moved, minimum, operations=4 * rows * used * self.head_dim)
+        return Traffic(shape, kernels, self.moved(used), minimum, operations=4 * rows * used * self.head_dim)
 
 
 # The published sizes have 32 query heads over 8 key heads of 128; the packaged model has 6 over 2 of 64.
-_SHAPES = tuple(_Shape(*heads, step) for heads in ((32, 8, 128), (6, 2, 64)) for step in (1, 32))
+_SHAPES = tuple(StepShape(*heads, step) for heads in ((32, 8, 128), (6, 2, 64)) for step in (1, 32))
 
 attention_triton = TritonForm(
     launch,

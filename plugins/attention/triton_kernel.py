@@ -10,6 +10,44 @@ import triton.language as tl
 
 
 @triton.jit
+def attend_slots(query, key_ptr, value_ptr, offsets, is_used, visible, scale, state):
+    """Add some slots to the running softmax of some rows.
+
+    `state` is largest score [M], sum of weights [M], weighted values [M,D]; `offsets` [N,D] are those of the slots, `visible`
+    [M,N] says which row sees which of them. Slots that are not used may hold anything, a NaN too: they are not loaded.
+    """
+    best, total, mixed = state
+    key = tl.load(key_ptr + offsets, mask=is_used[:, None], other=0.0)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    scores = tl.where(visible, scores, -float("inf"))
+    larger = tl.maximum(best, tl.max(scores, axis=1))
+    # A row that has seen nothing yet: zero instead of -inf keeps the differences defined.
+    shift = tl.where(larger == -float("inf"), 0.0, larger)
+    weights = tl.exp2(scores - shift[:, None])
+    kept = tl.exp2(best - shift)
+    total = total * kept + tl.sum(weights, axis=1)
+    value = tl.load(value_ptr + offsets, mask=is_used[:, None], other=0.0)
+    mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return larger, total, mixed
+
+
+@triton.jit
+def store_rows(state, out_ptr, mixed_ptr, stats_ptr, places, is_row, num_rows, has_slots, SPLITS: tl.constexpr):
+    """The result of BLOCK_M rows, or what `attention_join` needs of one of their SPLITS shares of the slots."""
+    best, total, mixed = state
+    D: tl.constexpr = mixed.shape[1]
+    split = tl.program_id(2)
+    outs = places[:, None] * D + tl.arange(0, D)[None, :]
+    if SPLITS == 1:
+        tl.store(out_ptr + outs, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=is_row[:, None])
+    else:
+        tl.store(stats_ptr + split * num_rows + places, best, mask=is_row)
+        tl.store(stats_ptr + (SPLITS + split) * num_rows + places, total, mask=is_row)
+        if has_slots:
+            tl.store(mixed_ptr + split * num_rows * D + outs, mixed, mask=is_row[:, None])
+
+
+@triton.jit
 def attention_rows(
     query_ptr, key_ptr, value_ptr, length_ptr, out_ptr, mixed_ptr, stats_ptr, step, capacity, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, SPLITS: tl.constexpr,
@@ -37,35 +75,15 @@ def attention_rows(
     seen = length + (tokens if CAUSAL else tokens * 0 + step - 1)
     query = tl.load(query_ptr + places[:, None] * D + features[None, :], mask=is_row[:, None], other=0.0)
     cache = (batch * KV_HEADS + head) * capacity * D
-    best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    mixed = tl.zeros((BLOCK_M, D), tl.float32)
+    state = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, D), tl.float32)
     for first in range(begin, end, BLOCK_N):
         slots = first + tl.arange(0, BLOCK_N)
-        offsets = cache + slots[:, None] * D + features[None, :]
         is_used = slots < end
-        # Slots that nobody uses may hold anything, a NaN too: they are not loaded.
-        key = tl.load(key_ptr + offsets, mask=is_used[:, None], other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where(is_used[None, :] & (slots[None, :] <= seen[:, None]), scores, -float("inf"))
-        larger = tl.maximum(best, tl.max(scores, axis=1))
-        # A row that has seen nothing yet: zero instead of -inf keeps the differences defined.
-        shift = tl.where(larger == -float("inf"), 0.0, larger)
-        weights = tl.exp2(scores - shift[:, None])
-        kept = tl.exp2(best - shift)
-        total = total * kept + tl.sum(weights, axis=1)
-        value = tl.load(value_ptr + offsets, mask=is_used[:, None], other=0.0)
-        mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        best = larger
-    outs = places[:, None] * D + features[None, :]
-    if SPLITS == 1:
-        tl.store(out_ptr + outs, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), mask=is_row[:, None])
-    else:
-        num_rows = (tl.num_programs(1) // KV_HEADS).to(tl.int64) * step * KV_HEADS * GROUP
-        tl.store(stats_ptr + split * num_rows + places, best, mask=is_row)
-        tl.store(stats_ptr + (SPLITS + split) * num_rows + places, total, mask=is_row)
-        if end > begin:
-            tl.store(mixed_ptr + split * num_rows * D + outs, mixed, mask=is_row[:, None])
+        visible = is_used[None, :] & (slots[None, :] <= seen[:, None])
+        offsets = cache + slots[:, None] * D + features[None, :]
+        state = attend_slots(query, key_ptr, value_ptr, offsets, is_used, visible, scale, state)
+    num_rows = (tl.num_programs(1) // KV_HEADS).to(tl.int64) * step * KV_HEADS * GROUP
+    store_rows(state, out_ptr, mixed_ptr, stats_ptr, places, is_row, num_rows, end > begin, SPLITS)
 
 
 @triton.jit
