@@ -33,6 +33,11 @@ class PassOptions:
     def drafts_with_adapter(self) -> bool:
         return self.role.uses_adapter and self.adapter is not None and self.adapter_form is not AdapterForm.NONE
 
+    @property
+    def merges_adapter(self) -> bool:
+        """A role whose tokens differ in whether the adapter applies needs the branch: one matrix serves all tokens or none."""
+        return self.drafts_with_adapter and self.adapter_form is AdapterForm.MERGED and not self.role.takes_layout
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -13,6 +13,7 @@ from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.commit_masks import commit_masks_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.plugins.decision_top_k import decision_top_k_reference
+from nemodiff_trt.plugins.masked_attention import masked_attention_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
 from nemodiff_trt.plugins.op import EVERYWHERE, Form, Op
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
@@ -28,6 +29,7 @@ OPS: tuple[Op, ...] = (
     Op("rotary", rotary_reference),
     Op("cache_update", cache_update_reference),
     Op("attention", attention_reference, EVERYWHERE),
+    Op("masked_attention", masked_attention_reference, EVERYWHERE),
     Op("select_position", select_position_reference),
     Op("decision_head", decision_head_reference, EVERYWHERE),
     Op("decision_top_k", decision_top_k_reference, EVERYWHERE),

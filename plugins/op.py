@@ -51,14 +51,5 @@ class Op:
         """
         if form not in self.forms:
             raise LookupError(f"{self.name} has no {form}")
-        return load_form(self.name, form)
-
-
-def load_form(name: str, form: Form) -> Any:
-    """What the module of a form defines for the operator `name`, whether or not a table has it.
-
-    Raises:
-        ImportError: there is no such module, or the package it is written with is not installed.
-    """
-    module = importlib.import_module(f"{_PACKAGE}.{name}.{form}")
-    return getattr(module, f"{name}_{_SUFFIX[form]}")
+        module = importlib.import_module(f"{_PACKAGE}.{self.name}.{form}")
+        return getattr(module, f"{self.name}_{_SUFFIX[form]}")

@@ -13,7 +13,6 @@ import numpy as np
 
 from nemodiff_trt.build_engines.lowering.network import lower_to_network
 from nemodiff_trt.bundle import StepProfile
-from nemodiff_trt.contract import INPUT_IDS
 from nemodiff_trt.errors import LoweringError
 from nemodiff_trt.passes.graph import StepGraph
 
@@ -103,7 +102,7 @@ def _strongly_typed(api: Any) -> int:
 
 
 def _optimization_profile(builder: Any, network: Any, profile: StepProfile) -> Any:
-    """Smallest, best and largest shape of every input; B is the first axis of each, S the second of the token ids."""
+    """Smallest, best and largest shape of every input; B is the first axis of each, every other dynamic one is S."""
     shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -111,10 +110,9 @@ def _optimization_profile(builder: Any, network: Any, profile: StepProfile) -> A
         if -1 not in shape:
             continue
 
-        def at(batch: int, step: int, shape: tuple[int, ...] = shape, name: str = tensor.name) -> tuple[int, ...]:
-            extents = [batch if extent == -1 else extent for extent in shape[:1]]
-            extents += [step if extent == -1 and name == INPUT_IDS else extent for extent in shape[1:]]
-            return tuple(extents)
+        def at(batch: int, step: int, shape: tuple[int, ...] = shape) -> tuple[int, ...]:
+            first = batch if shape[0] == -1 else shape[0]
+            return (first, *(step if extent == -1 else extent for extent in shape[1:]))
 
         largest = at(profile.max_batch, profile.max_step)
         shapes.set_shape(tensor.name, at(profile.min_batch, profile.min_step), largest, largest)

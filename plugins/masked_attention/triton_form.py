@@ -40,14 +40,7 @@ def launch(
     num_heads: int,
     scale: float | None = None,
 ) -> Tensor:
-    """Attend `query` [B,S,H*D] to the caches [B,G,K,D], which hold the step's own keys and values already.
-
-    Every query sees the slots before cache_length [B], and of the S slots behind them those its row of step_mask [B,S,S] names.
-    A query that sees neither is undefined. cache_length + S must not exceed the capacity.
-
-    Returns:
-        [B,S,H*D] in the dtype of `query`.
-    """
+    """[B,S,H*D] in the dtype of `query`; see `masked_attention_reference`. cache_length + S must not exceed the capacity."""
     inputs = (query, key_cache, value_cache, cache_length, step_mask)
     return launch_over_cache(masked_attention_rows, inputs, num_heads, scale)
 

@@ -28,6 +28,7 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "rotary": (rand(B, S, H * D), rand(K, D // 2), rand(K, D // 2), positions, H),
         "cache_update": (rand(B, G, K, D), rand(B, S, G * D), length),
         "attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, H, True),
+        "masked_attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, torch.rand(B, S, S) < 0.5, H),
         "select_position": (rand(B, S, 16), torch.tensor([2, 0])),
         "decision_head": (rand(B, S, V), 7),
         "decision_top_k": (rand(B, S, V), 7, 3),

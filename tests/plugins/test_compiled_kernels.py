@@ -128,7 +128,7 @@ LARGEST = (
     "decision_head_part-fp32-4096", "decision_head_combine-fp32-1024", "top_k_part-fp32-4096",
     "top_k_combine-128x8", "next_block_rows-32", "commit_masks_rows-64",
     "accept_draft_rows-64", "sampled_sum_parts-2048", "sampled_match_rows-64", "sampled_emit_rows-64",
-    "attention_rows-32x8x128-m64-s8-block", "attention_join-128-s16",
+    "attention_rows-32x8x128-m64-s8-block", "attention_join-128-s16", "masked_attention_rows-32x8x128-m128-s1",
 )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from nemodiff_trt.plugins.accept_draft import accept_draft_reference
 from nemodiff_trt.plugins.commit_masks import commit_masks_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
 from nemodiff_trt.runtime import decisions
+from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
-from nemodiff_trt.runtime.session import StepOutput
 from support.interpreter import Interpreter
 from support.operator_engines import OnnxOperator, Signature, rtx_plan
 
@@ -121,7 +121,7 @@ def test_refusals(interpreter: Interpreter, random: torch.Generator, name: str) 
         interpreter.launch(signature.name, first.int(), *others, *signature.attributes)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 9), st.sampled_from([None, 0.0, 0.25, 0.5, 1.0]), st.integers(1, 9)
 )
@@ -130,12 +130,15 @@ def test_commit_masks_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
     confidence = confidence.nan_to_num(0.75)
     is_open = np.random.default_rng(seed).random(batch) < 0.7
     filled = block.numpy().copy()
-    output = StepOutput(token.numpy(), confidence.numpy())
-    commit = decisions.commit_masks(filled, output, is_open, MASK, threshold, quota)
+    guesses = (token.numpy(), confidence.numpy())
+    commit = [
+        decisions.commit_masks(filled[row], *(array[row] for array in guesses), MASK, threshold, quota) if is_open[row] else []
+        for row in range(batch)
+    ]
     quotas = torch.from_numpy(np.where(is_open, quota, 0))
     ids, fixed, left, end = commit_masks_reference(block, token, confidence, quotas, MASK, EOS, threshold)
     np.testing.assert_array_equal(ids.numpy(), filled)
-    assert fixed.tolist() == commit.sum(1).tolist()
+    assert fixed.tolist() == [len(offsets) for offsets in commit]
     for row in range(batch):
         tokens = filled[row].tolist()
         known = tokens[: tokens.index(MASK)] if MASK in tokens else tokens
@@ -143,14 +146,14 @@ def test_commit_masks_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
         assert end[row] == (known.index(EOS, 1) if EOS in known[1:] else step)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 9), st.booleans())
 def test_accept_draft_is_the_rule_of_the_loops(seed: int, batch: int, step: int, ignore_eos: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     block, verified, length, remaining, _ = case("accept_draft", generator, batch, step)
     ends = torch.tensor([] if ignore_eos else [2], dtype=torch.int64)
     accepted, emitted, count, next_seed, next_length, left = accept_draft_reference(block, verified, length, remaining, ends)
-    matched = decisions.accept_draft(block.numpy(), verified.numpy())
+    matched = [decisions.accept_draft(*row) for row in zip(block.numpy(), verified.numpy(), strict=True)]
     for row in range(batch):
         if remaining[row] == 0:
             assert (int(count[row]), int(accepted[row]), int(left[row])) == (0, 0, 0)
@@ -161,7 +164,7 @@ def test_accept_draft_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
         tokens = sequence.emit(verified[row, : matched[row] + 1].tolist())
         assert emitted[row].tolist() == tokens + [-1] * (step - len(tokens))
         assert count[row] == len(tokens)
-        # As decode_speculative counts them.
+        # As `SelfSpeculationRow` counts them.
         assert accepted[row] == len(tokens) - (len(tokens) > matched[row])
         assert next_seed[row] == tokens[-1]
         assert next_length[row] == length[row] + len(tokens)
@@ -171,8 +174,11 @@ def test_accept_draft_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=5), st.integers(1, 9))
-def test_next_block_is_the_rule_of_the_loops(seeds: list[int], step: int) -> None:
-    block = np.zeros((len(seeds), step), np.int64)
-    decisions.next_block(block, seeds, MASK)
-    np.testing.assert_array_equal(next_block_reference(torch.tensor(seeds), step, MASK).numpy(), block)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=5), st.integers(2, 9))
+def test_next_block_is_what_a_row_starts_with(seeds: list[int], step: int) -> None:
+    blocks = np.zeros((len(seeds), step), np.int64)
+    for block, seed in zip(blocks, seeds, strict=True):
+        sequence = Sequence([1], 10, 1000, None)
+        sequence.emit([seed])
+        SelfSpeculationRow(sequence, 1, step, MASK).fill(block)
+    np.testing.assert_array_equal(next_block_reference(torch.tensor(seeds), step, MASK).numpy(), blocks)

@@ -23,13 +23,13 @@ from nemodiff_trt import contract
 from nemodiff_trt.bundle import Manifest, StepProfile
 from nemodiff_trt.bundle.weights import split_sources
 from nemodiff_trt.contract import TensorSpec, step_contract
-from nemodiff_trt.model import TriModeDecoder, assemble_decoder
+from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
 from nemodiff_trt.vocabulary import Role, Target
 from support.host_device import ALIGNMENT, HostDevice
 
 VERSION = "1.7.1.116"
 ACTIVATION_BYTES = 4096
-_ENGINE_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_ENGINE_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "bool": "BOOL"}
 Strategy = Enum("Strategy", "STATIC USER_MANAGED")
 Mode = Enum("Mode", "INPUT OUTPUT")
 GraphStrategy = Enum("GraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
@@ -270,6 +270,7 @@ class FakeContext:
             [at[contract.past_value(layer)] for layer in layers],
             causal=role.is_causal,
             use_adapter=role.uses_adapter,
+            layout=LayoutTensors(*(at[name].clone() for name in contract.LAYOUT)) if role.takes_layout else None,
         )
         if role is Role.PREFILL:
             logits = logits[torch.arange(batch), at[contract.LAST_INDEX]][:, None]

@@ -48,10 +48,10 @@ def _pack(value: Any) -> bytes:
 
 
 def _launch(name: str, packed: bytes) -> bytes:
-    from nemodiff_trt.plugins.op import Form, load_form
+    from nemodiff_trt.plugins import Form, find_op
 
     _repair_products()
-    form, arguments = load_form(name, Form.TRITON), _unpack(packed)
+    form, arguments = find_op(name).load(Form.TRITON), _unpack(packed)
     refusal = form.refuses(*arguments)
     if refusal is not None:
         raise ValueError(f"{name} refuses: {refusal}")
