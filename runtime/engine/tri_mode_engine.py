@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import time
 from collections.abc import Callable
@@ -165,7 +164,7 @@ class TriModeEngine:
     def stats(self) -> dict[str, Any]:
         """Counts since the engine was made, and what it is doing now, as plain values (see `EngineStats`)."""
         tokens = self._tokens
-        return dataclasses.asdict(self._stats) | {
+        return self._stats.to_dict() | {
             "engine_s": self._timed.engine_s,
             "engine_runs": self._timed.num_runs,
             "waiting": tokens.num_waiting,
