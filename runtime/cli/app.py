@@ -11,6 +11,7 @@ from nemodiff_trt.runtime.cli.check import CheckArguments, check
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.train import train
+from nemodiff_trt.runtime.cli.triton_repo import TritonRepoArguments, triton_repo
 
 
 def build_app() -> typer.Typer:
@@ -27,6 +28,7 @@ def build_app() -> typer.Typer:
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
+    app.command("triton-repo")(dataclass_command("triton_repo", TritonRepoArguments, triton_repo))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.
     app.command(
         "train",
