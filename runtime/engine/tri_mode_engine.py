@@ -72,13 +72,24 @@ class TriModeEngine:
         """Whether any request waits or decodes."""
         return self._tokens.has_work
 
+    def check_options(self, options: GenerationOptions) -> None:
+        """Refuse options that the engines cannot serve.
+
+        Raises:
+            InvalidInputError: an option is not usable with these engines.
+        """
+        options.check_for(self.session.limits, self.session.roles)
+        model = self.session.model
+        # No row has a chooser yet, so nothing that needs one is accepted.
+        options.sampling.check_for(model.vocab_size, model.mask_token_id, has_logits=False)
+
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.
 
         Raises:
             InvalidInputError: one of them cannot; `field` names the prompt.
         """
-        options.check_for(self.session.limits, self.session.roles)
+        self.check_options(options)
         if options.max_thinking_tokens is not None and self.tokenizer.end_think_token_id is None:
             raise InvalidInputError("max_thinking_tokens", options.max_thinking_tokens, "nothing: there is no </think> token")
         text, token_ids = encode_prompt(prompt, field, self.tokenizer, self.session.model, options.enable_thinking)
