@@ -45,3 +45,7 @@ class ParityError(NemodiffError):
 
 class AuditError(NemodiffError):
     """A strict build or inspection found something in a compiled plan that should not be there."""
+
+
+class BusyError(NemodiffError):
+    """As many requests wait as may. Nothing was queued; the same request may be sent again."""

@@ -1,4 +1,4 @@
-"""What a decoding loop reports after every engine run."""
+"""What the engine loop reports after every engine run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nemodiff_trt.vocabulary import Role
 
 @dataclass(slots=True)
 class RowStep:
-    """What one engine run did to one row.
+    """What one engine run did to one request.
 
     `emitted` are tokens appended to the answer. In self-speculation, a draft run reports the guesses for block positions
     1, 2, ... as `drafted` (with several draft passes: after the last one), and the verify run reports them again with
@@ -19,7 +19,6 @@ class RowStep:
     offset 0; tokens right of the end of an answer may be committed and never emitted.
     """
 
-    row: int
     emitted: list[int]
     drafted: Sequence[int] = ()
     accepted: int = 0
@@ -28,7 +27,7 @@ class RowStep:
 
 @dataclass(slots=True)
 class DecodeStep:
-    """One engine run: its role, and a report for every row that took part; rows that only wait for others have none."""
+    """One engine run: its role, and a report for every request that took part, by the number the engine gave it."""
 
     role: Role
-    rows: list[RowStep]
+    rows: dict[int, RowStep]

@@ -37,8 +37,11 @@ class Session(Protocol):
     @property
     def roles(self) -> frozenset[Role]: ...
 
-    def create_cache(self, batch_size: int) -> KVCache[Any]:
-        """Empty cache of `limits.cache_capacity` slots for `batch_size` rows."""
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
+        """Empty cache of `limits.cache_capacity` slots for `batch_size` rows.
+
+        Further `spare_rows` lie behind them, to copy rows to and from; no step runs on these.
+        """
         ...
 
     def run(

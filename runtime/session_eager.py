@@ -53,15 +53,15 @@ class EagerSession:
     def roles(self) -> frozenset[Role]:
         return self._roles
 
-    def create_cache(self, batch_size: int) -> KVCache[Tensor]:
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Tensor]:
         if not 1 <= batch_size <= self._limits.max_batch_size:
             raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
         model, capacity = self.model, self._limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
+        shape = (batch_size + spare_rows, model.num_key_value_heads, capacity, model.head_dim)
         dtype = self._decoder.diffusion_head.weight.dtype
         layers = range(model.num_hidden_layers)
         keys, values = ([torch.zeros(shape, dtype=dtype) for _ in layers] for _ in range(2))
-        return KVCache(keys, values, batch_size, capacity)
+        return KVCache(keys, values, np.zeros(shape[0], np.int64), capacity)
 
     def run(
         self,
@@ -77,9 +77,10 @@ class EagerSession:
         use_adapter = role.uses_adapter and self._decoder.has_adapter
         tensors = _layout_tensors(layout, ids) if role.takes_layout else None
         with torch.no_grad():
-            logits, cache.keys, cache.values = self._decoder(
-                ids, length, cache.keys, cache.values, role.is_causal, use_adapter, tensors
-            )
+            logits, keys, values = self._decoder(ids, length, cache.keys, cache.values, role.is_causal, use_adapter, tensors)
+            # In place: the cache may be a view of rows of another.
+            for buffer, updated in zip((*cache.keys, *cache.values), (*keys, *values), strict=True):
+                buffer.copy_(updated)
             if role is Role.PREFILL:
                 if last_index is None:
                     raise InvalidInputError("last_index", None, "int64 [B] for a prefill step")

@@ -54,14 +54,15 @@ class TorchCache(KVCache[Tensor]):
 
     __slots__ = ("bindings", "owner")
 
-    def __init__(self, owner: InductorSession, batch_size: int) -> None:
-        model, capacity = owner.model, owner.limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
-        layers = range(model.num_hidden_layers)
-        keys, values = ([torch.zeros(shape, dtype=owner.cache_dtype) for _ in layers] for _ in range(2))
-        super().__init__(keys, values, batch_size, capacity)
+    def __init__(
+        self, owner: InductorSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, capacity: int
+    ) -> None:
+        super().__init__(keys, values, length, capacity)
         self.owner = owner
         self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> TorchCache:
+        return TorchCache(self.owner, keys, values, length, self.capacity)
 
 
 class InductorSession:
@@ -121,14 +122,19 @@ class InductorSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
 
-    def create_cache(self, batch_size: int) -> TorchCache:
-        """Empty cache for `batch_size` rows.
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> TorchCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows.
         """
         check_batch_size(batch_size, self._limits)
-        return TorchCache(self, batch_size)
+        model, capacity, num_rows = self._model, self._limits.cache_capacity, batch_size + spare_rows
+        shape = (num_rows, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        # Pages of zeros cost nothing before they are written to.
+        keys, values = ([torch.zeros(shape, dtype=self.cache_dtype) for _ in layers] for _ in range(2))
+        return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
     def run(
         self,

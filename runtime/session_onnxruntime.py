@@ -51,15 +51,15 @@ class BoundCache(KVCache[np.ndarray]):
 
     __slots__ = ("bindings", "owner")
 
-    def __init__(self, owner: OnnxRuntimeSession, batch_size: int) -> None:
-        model, capacity = owner.model, owner.limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
-        layers = range(model.num_hidden_layers)
-        # Pages of zeros cost nothing before they are written to.
-        keys, values = ([np.zeros(shape, owner.cache_dtype) for _ in layers] for _ in range(2))
-        super().__init__(keys, values, batch_size, capacity)
+    def __init__(
+        self, owner: OnnxRuntimeSession, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray, capacity: int
+    ) -> None:
+        super().__init__(keys, values, length, capacity)
         self.owner = owner
         self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+    def _over(self, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray) -> BoundCache:
+        return BoundCache(self.owner, keys, values, length, self.capacity)
 
 
 class OnnxRuntimeSession:
@@ -111,14 +111,19 @@ class OnnxRuntimeSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
 
-    def create_cache(self, batch_size: int) -> BoundCache:
-        """Empty cache for `batch_size` rows.
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows.
         """
         check_batch_size(batch_size, self._limits)
-        return BoundCache(self, batch_size)
+        model, capacity, num_rows = self._model, self._limits.cache_capacity, batch_size + spare_rows
+        shape = (num_rows, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        # Pages of zeros cost nothing before they are written to.
+        keys, values = ([np.zeros(shape, self.cache_dtype) for _ in layers] for _ in range(2))
+        return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
     def run(
         self,

@@ -77,16 +77,36 @@ class DeviceCache(KVCache[Tensor]):
 
     __slots__ = ("memory", "outputs", "owner", "steps")
 
-    def __init__(self, owner: TensorRTSession, batch_size: int, memory: Tensor, places: tuple[TensorBinding, ...]) -> None:
-        dtype = getattr(torch, places[0].dtype)
-        views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
-        # Keys and values of a layer follow each other, as in the contract.
-        super().__init__(views[::2], views[1::2], batch_size, owner.limits.cache_capacity)
+    def __init__(
+        self, owner: TensorRTSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, memory: Tensor
+    ) -> None:
+        super().__init__(keys, values, length, owner.limits.cache_capacity)
         self.owner = owner
+        # The allocation keys and values are views of.
         self.memory = memory
         self.steps: dict[tuple[Role, int], _BoundStep] = {}
         # Results of prefill steps by the length asked for, several of which may be run as one.
         self.outputs: dict[int, StepOutput] = {}
+
+    def copy_row(self, source: int, target: int, begin: int, end: int) -> None:
+        # On the stream of the steps, so in their order.
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[target, :, begin:end], buffer[source, :, begin:end])
+
+    def move(self, row: int, source: int, target: int) -> None:
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[row, :, target], buffer[row, :, source])
+
+    def addresses(self) -> dict[str, int]:
+        """Address of every cache tensor of a step, inputs and outputs alike."""
+        found: dict[str, int] = {}
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            found |= dict.fromkeys((contract.past_key(layer), contract.present_key(layer)), key.data_ptr())
+            found |= dict.fromkeys((contract.past_value(layer), contract.present_value(layer)), value.data_ptr())
+        return found
+
+    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> DeviceCache:
+        return DeviceCache(self.owner, keys, values, length, self.memory)
 
 
 class TensorRTSession:
@@ -96,7 +116,7 @@ class TensorRTSession:
         """Use `open`. Allocates everything but caches and uploads the weights."""
         manifest = bundle.manifest
         self._bundle, self._manifest = bundle, manifest
-        self._engines, self._device, self._cuda_graphs = engines, device, cuda_graphs
+        self._engines, self.device, self._cuda_graphs = engines, device, cuda_graphs
         self._weight_places = place_weights(manifest)
         self._activation_bytes = engines.activation_bytes
         largest = largest_steps(manifest)
@@ -157,18 +177,21 @@ class TensorRTSession:
         """Device memory of this session and one cache of `batch_size` rows."""
         return replace(predict_memory(self._manifest, batch_size), activations=self._activation_bytes)
 
-    def create_cache(self, batch_size: int) -> DeviceCache:
-        """Empty cache for `batch_size` rows.
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> DeviceCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`. Every range of rows has CUDA graphs of its own.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows, or the device has no memory left for so many.
         """
         check_batch_size(batch_size, self.limits)
-        places = place_cache(self._manifest, batch_size)
-        num_bytes, free = buffer_bytes(places), self._device.free_bytes()
+        places = place_cache(self._manifest, batch_size + spare_rows)
+        num_bytes, free = buffer_bytes(places), self.device.free_bytes()
         if num_bytes > free:
             raise InvalidInputError("batch_size", batch_size, f"fewer rows: the cache takes {num_bytes} bytes, {free} are free")
-        return DeviceCache(self, batch_size, self._allocate(num_bytes, Buffer.CACHE), places)
+        memory, dtype = self._allocate(num_bytes, Buffer.CACHE), getattr(torch, places[0].dtype)
+        views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
+        # Keys and values of a layer follow each other, as in the contract.
+        return DeviceCache(self, views[::2], views[1::2], np.zeros(batch_size + spare_rows, np.int64), memory)
 
     def run(
         self,
@@ -207,26 +230,26 @@ class TensorRTSession:
             self._run_first(role, bound)
         else:
             bound.replay()
-            self._device.synchronize()
+            self.device.synchronize()
         return bound.output if role is not Role.PREFILL else _kept_output(cache, step, bound.output)
 
     def _run_first(self, role: Role, bound: _BoundStep) -> None:
         """Run a new shape, which also warms it up, and capture it for all further runs."""
         bound.launch()
-        self._device.synchronize()
+        self.device.synchronize()
         bound.replay = bound.launch
         if self._cuda_graphs:
-            self._engines.check_capturable(role, bound.context, self._device.stream_handle)
-            bound.replay = self._device.capture(bound.launch)
+            self._engines.check_capturable(role, bound.context, self.device.stream_handle)
+            bound.replay = self.device.capture(bound.launch)
         self._engines.save_kernels()
 
     def _bind(self, role: Role, step: int, cache: DeviceCache) -> _BoundStep:
         """Give a new context its profile, shapes and addresses, and make the host's side of the step."""
         plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
         context = self._engines.create_context(role)
-        self._configure(context, plan, cache.memory)
-        host_input = self._device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
-        host_output = self._device.pinned(plan.result_bytes)
+        self._configure(context, plan, cache.addresses())
+        host_input = self.device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
+        host_output = self.device.pinned(plan.result_bytes)
         output = StepOutput(_over(host_output, plan, contract.TOKEN), _over(host_output, plan, contract.CONFIDENCE))
         cache.steps[role, step] = _BoundStep(
             context,
@@ -239,20 +262,21 @@ class TensorRTSession:
         )
         return cache.steps[role, step]
 
-    def _configure(self, context: ExecutionContext, plan: StepPlan, cache_memory: Tensor) -> None:
+    def _configure(self, context: ExecutionContext, plan: StepPlan, cache: dict[str, int]) -> None:
         """Everything a context has to know. The order matters: a profile resets shapes."""
-        role, stream = plan.key.role, self._device.stream_handle
+        role, stream = plan.key.role, self.device.stream_handle
         if not context.set_optimization_profile_async(plan.profile, stream):
             raise self._engines.failure(role, f"profile {plan.profile} was refused")
         # Set but by no means done: the switch may copy on the stream.
-        self._device.synchronize()
-        memory = {**self._memory, Buffer.CACHE: cache_memory}
+        self.device.synchronize()
         for binding in plan.bindings:
             # Shapes of weights are fixed in the engine.
             is_dynamic = binding.is_input and binding.buffer is not Buffer.WEIGHTS
             if is_dynamic and not context.set_input_shape(binding.name, binding.shape):
                 raise self._engines.failure(role, f"{binding.name} of shape {binding.shape} was refused")
-            address = memory[binding.buffer].data_ptr() + binding.offset
+            # The cache may be a range of the rows of another.
+            is_cache = binding.buffer is Buffer.CACHE
+            address = cache[binding.name] if is_cache else self._memory[binding.buffer].data_ptr() + binding.offset
             if not context.set_tensor_address(binding.name, address):
                 raise self._engines.failure(role, f"the address of {binding.name} was refused")
         missing = context.infer_shapes()
@@ -262,7 +286,7 @@ class TensorRTSession:
 
     def _launcher(self, role: Role, context: ExecutionContext, host_input: Tensor, host_output: Tensor) -> Callable[[], None]:
         """What a step enqueues: one copy to the device, the engine, one copy back. It must not keep the cache alive."""
-        device, engines = self._device, self._engines
+        device, engines = self.device, self._engines
         inputs = self._memory[Buffer.STEP_INPUT][: host_input.numel()]
         outputs = self._memory[Buffer.STEP_OUTPUT][: host_output.numel()]
 
@@ -276,9 +300,9 @@ class TensorRTSession:
 
     def _allocate(self, num_bytes: int, name: str) -> Tensor:
         try:
-            return self._device.zeros(num_bytes)
+            return self.device.zeros(num_bytes)
         except torch.OutOfMemoryError as error:
-            free = self._device.free_bytes()
+            free = self.device.free_bytes()
             raise BundleError(
                 f"{self._bundle.path}: no GPU memory for {name}, {num_bytes} bytes are needed and {free} free"
             ) from error

@@ -67,6 +67,10 @@ class TamperedDrafts:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
+        self._whole = self._session.create_cache(batch_size, spare_rows)
+        return self._whole
+
     def run(
         self,
         role: Role,
@@ -77,7 +81,9 @@ class TamperedDrafts:
     ) -> StepOutput:
         output = self._session.run(role, input_ids, cache, last_index, layout)
         if role is Role.DRAFT:
-            for row, text in enumerate(self._texts):
+            # The run may be one of a range of the rows.
+            begin = (cache.length.ctypes.data - self._whole.length.ctypes.data) // cache.length.itemsize
+            for row, text in enumerate(self._texts[begin : begin + cache.batch_size]):
                 for offset in range(1, input_ids.shape[1]):
                     place = int(cache.length[row]) + offset
                     token = text[place] if place < len(text) else 0

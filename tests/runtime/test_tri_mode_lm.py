@@ -125,7 +125,7 @@ class TestBatches:
                 essence(lm.generate([p], mode=mode, max_new_tokens=12)[0]) for p in prompts
             ]
 
-    def test_results_come_batch_by_batch(self, tokenizer: Tokenizer) -> None:
+    def test_results_come_as_they_are_finished(self, tokenizer: Tokenizer) -> None:
         session = ScriptedSession(counting(), limits=LIMITS)
         arriving = TriModeLM(session, tokenizer).complete(["a", "bbb", "cc", "dddd"], mode="ar", max_new_tokens=2)
         assert session.runs == []
@@ -206,16 +206,20 @@ class TestStream:
         for events, plain, wanted in zip(interleaved, (first, second), expected, strict=True):
             assert essence(streamed(events)) == essence(streamed(plain)) == wanted
 
-    def test_caches_are_used_again(self, tokenizer: Tokenizer) -> None:
+    def test_one_cache_serves_all(self, tokenizer: Tokenizer) -> None:
         lm = speaker(tokenizer)
-        made: list[int] = []
-        create = lm.session.create_cache
-        lm.session.create_cache = lambda size: made.append(size) or create(size)  # type: ignore[method-assign,func-returns-value]
+        lm.session.create_cache = lambda *_: pytest.fail("a cache for one request")  # type: ignore[method-assign]
         for _ in range(3):
             lm.generate(["a:", "b:"])
         list(lm.stream("a:"))
-        list(lm.stream("a:"))
-        assert made == [2, 1]
+
+    def test_abandoned_results_free_their_slots(self, tokenizer: Tokenizer) -> None:
+        lm = eager_lm(tokenizer)
+        arriving = lm.complete(["a"] * 7, mode="ar", max_new_tokens=9)
+        next(arriving)
+        arriving.close()  # type: ignore[attr-defined]
+        lm.engine.step()
+        assert not lm.engine.has_work
 
 
 class TestErrors:

@@ -74,18 +74,6 @@ def guess_from(next_token: NextToken, seed: int, accuracy: float) -> Guess:
     return guess
 
 
-class TokenCache(KVCache[np.ndarray]):
-    """Tokens [B,K] in the place of keys, and the positions [B,K] they were computed for."""
-
-    def __init__(self, batch_size: int, capacity: int) -> None:
-        super().__init__([np.full((batch_size, capacity), _NEVER_WRITTEN)], [], batch_size, capacity)
-        self.positions = np.full((batch_size, capacity), -1)
-
-    def move(self, row: int, source: int, target: int) -> None:
-        for array in (self.keys[0], self.positions):
-            array[row, target] = array[row, source]
-
-
 @dataclass
 class _Slots:
     """One row of the cache."""
@@ -96,8 +84,7 @@ class _Slots:
 
     @classmethod
     def of(cls, cache: KVCache[Any], row: int) -> _Slots:
-        assert isinstance(cache, TokenCache)
-        return cls(cache.keys[0][row], cache.positions[row], int(cache.length[row]))
+        return cls(cache.keys[0][row, 0], cache.values[0][row, 0], int(cache.length[row]))
 
     def prefix(self) -> Prefix:
         tokens = tuple(self.tokens[: self.length].tolist())
@@ -134,8 +121,11 @@ class ScriptedSession:
     def roles(self) -> frozenset[Role]:
         return ALL_ROLES
 
-    def create_cache(self, batch_size: int) -> KVCache[Any]:
-        return TokenCache(batch_size, self._limits.cache_capacity)
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
+        """Tokens in the place of keys, and the positions they were computed for in the place of values."""
+        num_rows, capacity = batch_size + spare_rows, self._limits.cache_capacity
+        slots = np.full((num_rows, 1, capacity), _NEVER_WRITTEN)
+        return KVCache([slots], [np.full(slots.shape, -1)], np.zeros(num_rows, np.int64), capacity)
 
     def run(
         self,

@@ -1,0 +1,6 @@
+"""In-flight batching: requests of any mode join, decode together and leave at any time."""
+
+from nemodiff_trt.runtime.engine.options import EngineOptions as EngineOptions
+from nemodiff_trt.runtime.engine.token_engine import TokenEngine as TokenEngine
+from nemodiff_trt.runtime.engine.tri_mode_engine import EngineEvent as EngineEvent
+from nemodiff_trt.runtime.engine.tri_mode_engine import TriModeEngine as TriModeEngine

@@ -1,0 +1,44 @@
+"""What the engine loop knows of a request that decodes: its next run, and how to give it the result.
+
+A row knows no session, cache buffer, batch or clock, so any rows that want the same role and step length can run together,
+whatever their modes and options, and each gives the tokens it would give alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.vocabulary import Role
+
+
+@dataclass(slots=True)
+class RowOutput:
+    """One row of a step's result: `token` int64 [S] and `confidence` float32 [S]. Views, valid until the next engine run."""
+
+    token: np.ndarray
+    confidence: np.ndarray
+
+
+class RowDecoder(Protocol):
+    """One request after its prefill. The next run is one of `role` over `step_length` tokens.
+
+    `num_cached` tokens of the row are valid in the cache; the step goes behind them.
+    """
+
+    sequence: Sequence
+    num_cached: int
+    role: Role
+    step_length: int
+
+    def fill(self, ids: np.ndarray) -> None:
+        """Write the tokens of the next run into `ids` int64 [S]."""
+        ...
+
+    def absorb(self, output: RowOutput) -> RowStep:
+        """Take in the decisions of that run, and settle what the next one is. Not called once the sequence is finished."""
+        ...
