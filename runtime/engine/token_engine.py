@@ -22,11 +22,13 @@ from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
 from nemodiff_trt.runtime.rows.start import start_row
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.session import Session
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Mode, Role
 
 # Prefill comes first and is scheduled apart.
@@ -77,6 +79,8 @@ class TokenEngine:
         self._dropped: list[int] = []
         self._numbers = itertools.count()
         self._is_draining = False
+        # Shared by all pruned requests of a block length.
+        self._acceptance: dict[int, AcceptanceHistogram] = {}
         # One block of memory for the token ids of every step.
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)
@@ -177,7 +181,7 @@ class TokenEngine:
     def _lane(self, options: GenerationOptions) -> tuple[Mode, int]:
         if options.mode is Mode.AR:
             return options.mode, 1
-        return options.mode, options.block_length or self._session.limits.block_length
+        return options.mode, options.block_length_for(self._session.limits)
 
     def _reuse_prefix(self, number: int, request: _Request) -> None:
         """Copy what another row already computed of the prompt, or note whose prefill to wait for."""
@@ -253,23 +257,31 @@ class TokenEngine:
             self.cache.length[run.begin + place] = prompt.num_cached
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
                 session = self._session
-                request.row = start_row(prompt.sequence, prompt.num_cached, request.options, session.model, session.limits)
+                request.row = start_row(prompt, request.options, session.model, session.limits, self._acceptance)
         return DecodeStep(Role.PREFILL, reports)
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:
         ids, running = self._step_ids(len(rows), step), []
+        # A row that is only computed along needs a layout that the engine can run, no matter which.
+        layouts = [StepLayout.causal(step)] * len(rows) if role.takes_layout else []
         for place, (number, request) in enumerate(rows):
             row = request.row
             if isinstance(row, PromptRow) or row.role is not role or row.step_length != step:
                 continue
             if row.sequence.finish_reason is None:
-                row.fill(ids[place])
+                layout = row.fill(ids[place])
+                if layout is not None:
+                    layouts[place] = layout
                 running.append((place, number, row))
-        output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)))
+        layout = StepLayout.stack(layouts) if layouts else None
+        output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)), layout=layout)
         reports: dict[int, RowStep] = {}
         for place, number, row in running:
-            reports[number] = row.absorb(RowOutput(output.token[place], output.confidence[place]))
+            report = reports[number] = row.absorb(RowOutput(output.token[place], output.confidence[place]))
             self.cache.length[begin + place] = row.num_cached
+            for source, target in report.moves:
+                self.cache.move(begin + place, source, target)
+            row.sequence.step_tokens += step
         return DecodeStep(role, reports)
 
     def _step_ids(self, batch: int, step: int) -> Any:

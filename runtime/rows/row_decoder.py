@@ -13,6 +13,7 @@ import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
 from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role
 
 
@@ -35,8 +36,8 @@ class RowDecoder(Protocol):
     role: Role
     step_length: int
 
-    def fill(self, ids: np.ndarray) -> None:
-        """Write the tokens of the next run into `ids` int64 [S]."""
+    def fill(self, ids: np.ndarray) -> StepLayout | None:
+        """Write the tokens of the next run into `ids` int64 [S]; returns their layout [S] where the role takes one."""
         ...
 
     def absorb(self, output: RowOutput) -> RowStep:
