@@ -17,15 +17,13 @@ class RowStep:
     `accepted`, how many of them entered the answer; after these, `emitted` holds one more token, the verifier's own, unless
     the answer ended. `committed` are (offset in the block, token) pairs fixed by a denoise or draft pass, the seed being
     offset 0; tokens right of the end of an answer may be committed and never emitted. A quadratic run verifies what the one
-    before it drafted, and reports as a verify run does. `moves` are (source, target) slots of the row's cache, whose keys and
-    values the engine has to copy before the next run.
+    before it drafted, and reports as a verify run does.
     """
 
     emitted: list[int]
     drafted: Sequence[int] = ()
     accepted: int = 0
     committed: Sequence[tuple[int, int]] = ()
-    moves: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(slots=True)

@@ -27,6 +27,8 @@ class GenerationOptions:
         steps: `diffusion` only, instead of a threshold: passes over which the masks of a block are evenly spread.
         draft_groups: `quadratic` only: draft for so many lengths at which a block may be accepted, the most likely ones by
             experience, instead of for all; far fewer tokens a run.
+        num_leaves: `self_speculation` only: positions of a draft at which its second choice is verified too. Needs engines
+            built for the mode `quadratic` as well, and with logits.
         stop: texts that end the answer and are not part of it.
         ignore_eos: go on after the end-of-sequence token.
         max_thinking_tokens: if none of the first so many tokens is `</think>`, the next one becomes it.
@@ -42,6 +44,7 @@ class GenerationOptions:
     threshold: float | None = None
     steps: int | None = None
     draft_groups: int | None = None
+    num_leaves: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     max_thinking_tokens: int | None = None
@@ -51,6 +54,7 @@ class GenerationOptions:
         object.__setattr__(self, "mode", _known_mode(self.mode))
         object.__setattr__(self, "stop", _stop_texts(self.stop))
         _check_integer("max_new_tokens", self.max_new_tokens, 1)
+        _check_integer("num_leaves", self.num_leaves, 0)
         for name, least in (("block_length", 2), ("steps", 1), ("draft_groups", 1), ("max_thinking_tokens", 0)):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least)
@@ -60,6 +64,9 @@ class GenerationOptions:
         self._check_commit_rule()
         if self.draft_groups is not None and self.mode is not Mode.QUADRATIC:
             raise InvalidInputError("draft_groups", self.draft_groups, f"nothing in mode {self.mode}, only in quadratic")
+
+        if self.num_leaves and (self.mode is not Mode.SELF_SPECULATION or self.threshold):
+            raise InvalidInputError("num_leaves", self.num_leaves, "0 but in mode self_speculation, drafting in one pass")
 
     def _check_commit_rule(self) -> None:
         if self.threshold is not None:
@@ -88,6 +95,17 @@ class GenerationOptions:
         if self.draft_groups is not None and self.draft_groups > self.block_length_for(limits):
             allowed = f"1 to {self.block_length_for(limits)}, the lengths of acceptance of a block"
             raise InvalidInputError("draft_groups", self.draft_groups, allowed)
+
+        if self.num_leaves:
+            self._check_leaves(limits, roles)
+
+    def _check_leaves(self, limits: Limits, roles: frozenset[Role]) -> None:
+        if Role.QUADRATIC not in roles:
+            raise InvalidInputError("num_leaves", self.num_leaves, "0 with engines that were not built for mode quadratic")
+        block_length = self.block_length_for(limits)
+        most = min(block_length - 1, limits.longest_step(Role.QUADRATIC) - block_length)
+        if self.num_leaves > most:
+            raise InvalidInputError("num_leaves", self.num_leaves, f"0 to {most} beside a block of {block_length}")
 
     def block_length_for(self, limits: Limits) -> int:
         """Tokens of a block: as asked for, or as many as built for."""

@@ -18,11 +18,13 @@ from nemodiff_trt.vocabulary import Role
 class StepOutput:
     """Decisions of one step: `token` int64 and `confidence` float32, [B,S], or [B,1] for prefill.
 
-    Both may be views of buffers a session owns, valid until its next run of the same role and shape.
+    All may be views of buffers a session owns, valid until its next run of the same role and shape. `logits` float32 [B,S,V]
+    (or [B,1,V]) come with engines that were built to return them.
     """
 
     token: np.ndarray
     confidence: np.ndarray
+    logits: np.ndarray | None = None
 
 
 class Session(Protocol):

@@ -86,7 +86,7 @@ class EagerSession:
                     raise InvalidInputError("last_index", None, "int64 [B] for a prefill step")
                 logits = logits[torch.arange(ids.shape[0]), torch.from_numpy(last_index)][:, None]
             token, confidence = torch.ops.nemodiff.decision_head(logits, self.model.mask_token_id)
-        return StepOutput(token.numpy(), confidence.numpy())
+        return StepOutput(token.numpy(), confidence.numpy(), logits.float().numpy())
 
 
 def _layout_tensors(layout: StepLayout | None, ids: Tensor) -> LayoutTensors:

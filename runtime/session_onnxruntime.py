@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
         """Use `open`. `engines` are the `InferenceSession` of each role; roles may share one."""
         manifest = bundle.manifest
         self._engines = engines
-        self._model, self._limits = manifest.model, manifest.limits
+        self._model, self._limits, self._keep_logits = manifest.model, manifest.limits, manifest.keep_logits
         self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.precision])
 
     @classmethod
@@ -151,7 +151,8 @@ class OnnxRuntimeSession:
         check_role_and_step(role, step, self._engines, self._limits)
         batch, engine = cache.batch_size, self._engines[role]
         rows = 1 if role is Role.PREFILL else step
-        output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
+        logits = np.zeros((batch, rows, self._model.vocab_size), np.float32) if self._keep_logits else None
+        output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32), logits)
         binding = _Binding(
             engine,
             engine.io_binding(),
@@ -170,6 +171,8 @@ class OnnxRuntimeSession:
             binding.io.bind_ortvalue_input(name, _over(array))
         for name, array in ((contract.TOKEN, output.token), (contract.CONFIDENCE, output.confidence)):
             binding.io.bind_ortvalue_output(name, _over(array))
+        if logits is not None:
+            binding.io.bind_ortvalue_output(contract.LOGITS, _over(logits))
         for layer in range(self._model.num_hidden_layers):
             for past, present, buffer in (
                 (contract.past_key(layer), contract.present_key(layer), cache.keys[layer]),

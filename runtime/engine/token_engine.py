@@ -17,6 +17,7 @@ import numpy as np
 from nemodiff_trt.errors import BusyError, InvalidInputError
 from nemodiff_trt.runtime.engine.admission_queue import AdmissionQueue
 from nemodiff_trt.runtime.engine.grouping import PrefillRun, PromptPart, prefill_runs, ranges
+from nemodiff_trt.runtime.engine.layout_buffers import LayoutBuffers
 from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
@@ -28,7 +29,6 @@ from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
 from nemodiff_trt.runtime.rows.start import start_row
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.session import Session
-from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Mode, Role
 
 # Prefill comes first and is scheduled apart.
@@ -84,6 +84,7 @@ class TokenEngine:
         # One block of memory for the token ids of every step.
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)
+        self._layouts = LayoutBuffers()
 
     @property
     def has_work(self) -> bool:
@@ -262,25 +263,24 @@ class TokenEngine:
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:
         ids, running = self._step_ids(len(rows), step), []
-        # A row that is only computed along needs a layout that the engine can run, no matter which.
-        layouts = [StepLayout.causal(step)] * len(rows) if role.takes_layout else []
+        layout = self._layouts.of(len(rows), step) if role.takes_layout else None
         for place, (number, request) in enumerate(rows):
             row = request.row
             if isinstance(row, PromptRow) or row.role is not role or row.step_length != step:
                 continue
             if row.sequence.finish_reason is None:
-                layout = row.fill(ids[place])
+                own = row.fill(ids[place])
                 if layout is not None:
-                    layouts[place] = layout
+                    layout.row(place).copy_from(own)
                 running.append((place, number, row))
-        layout = StepLayout.stack(layouts) if layouts else None
-        output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)), layout=layout)
+        output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)), None, layout)
         reports: dict[int, RowStep] = {}
         for place, number, row in running:
-            report = reports[number] = row.absorb(RowOutput(output.token[place], output.confidence[place]))
-            self.cache.length[begin + place] = row.num_cached
-            for source, target in report.moves:
+            logits = None if output.logits is None else output.logits[place]
+            reports[number] = row.absorb(RowOutput(output.token[place], output.confidence[place], logits))
+            for source, target in row.moves:
                 self.cache.move(begin + place, source, target)
+            self.cache.length[begin + place] = row.num_cached
             row.sequence.step_tokens += step
         return DecodeStep(role, reports)
 

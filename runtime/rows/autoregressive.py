@@ -13,11 +13,12 @@ from nemodiff_trt.vocabulary import Role
 class AutoregressiveRow:
     """Feeds its last token and emits the next."""
 
-    __slots__ = ("num_cached", "role", "sequence", "step_length")
+    __slots__ = ("moves", "num_cached", "role", "sequence", "step_length")
 
     def __init__(self, sequence: Sequence, num_cached: int) -> None:
         self.sequence = sequence
         self.num_cached = num_cached
+        self.moves: tuple[tuple[int, int], ...] = ()
         self.role = Role.DECODE
         self.step_length = 1
 

@@ -21,7 +21,18 @@ class DiffusionRow:
     in it, or the thinking budget cuts it.
     """
 
-    __slots__ = ("_block", "_mask_token_id", "_num_emitted", "_pass", "_rule", "num_cached", "role", "sequence", "step_length")
+    __slots__ = (
+        "_block",
+        "_mask_token_id",
+        "_num_emitted",
+        "_pass",
+        "_rule",
+        "moves",
+        "num_cached",
+        "role",
+        "sequence",
+        "step_length",
+    )
 
     def __init__(self, sequence: Sequence, num_cached: int, block_length: int, mask_token_id: int, rule: CommitRule) -> None:
         """Start the first block.
@@ -35,6 +46,7 @@ class DiffusionRow:
         """
         self.sequence = sequence
         self.num_cached = num_cached
+        self.moves: tuple[tuple[int, int], ...] = ()
         self.step_length = block_length
         self._mask_token_id = mask_token_id
         self._rule = rule

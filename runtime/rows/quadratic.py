@@ -25,9 +25,10 @@ class QuadraticRow:
     by the verifier's own token, which is the next seed.
     """
 
-    __slots__ = ("_block_length", "_groups", "_heads", "_layouts", "_mask_token_id", "num_cached", "sequence", "step_length")
-
-    role = Role.QUADRATIC
+    __slots__ = (
+        "_block_length", "_groups", "_heads", "_layouts", "_mask_token_id", "moves", "num_cached", "role",
+        "sequence", "step_length",
+    )  # fmt: skip
 
     def __init__(self, sequence: Sequence, num_cached: int, block_length: int, mask_token_id: int) -> None:
         """Start with the seed alone.
@@ -40,6 +41,8 @@ class QuadraticRow:
         """
         self.sequence = sequence
         self.num_cached = num_cached
+        self.role = Role.QUADRATIC
+        self.moves: tuple[tuple[int, int], ...] = ()
         self._block_length = block_length
         self._mask_token_id = mask_token_id
         # Layouts of this row by heads and groups: a few, each used many times.
@@ -92,11 +95,11 @@ class QuadraticRow:
 
     def _prepare(self) -> None:
         num_heads = len(self._heads)
-        self._groups = self._choose_groups(num_heads)
+        self._groups = self._choose_groups()
         self.step_length = num_heads + len(self._groups) * self._block_length
 
-    def _choose_groups(self, num_heads: int) -> tuple[int, ...]:
-        return tuple(range(num_heads))
+    def _choose_groups(self) -> tuple[int, ...]:
+        return tuple(range(len(self._heads)))
 
     def _source(self, matched: int) -> int | None:
         """The group whose guesses continue the answer after head `matched`."""
@@ -138,7 +141,7 @@ class PrunedQuadraticRow(QuadraticRow):
         self._histogram = histogram or AcceptanceHistogram(block_length)
         super().__init__(sequence, num_cached, block_length, mask_token_id)
 
-    def _choose_groups(self, num_heads: int) -> tuple[int, ...]:
+    def _choose_groups(self) -> tuple[int, ...]:
         return self._histogram.most_likely(self._num_groups, self._num_known())
 
     def _source(self, matched: int) -> int | None:

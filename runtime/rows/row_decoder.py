@@ -19,25 +19,34 @@ from nemodiff_trt.vocabulary import Role
 
 @dataclass(slots=True)
 class RowOutput:
-    """One row of a step's result: `token` int64 [S] and `confidence` float32 [S]. Views, valid until the next engine run."""
+    """One row of a step's result. Views, valid until the next engine run.
+
+    Attributes:
+        token: int64 [S].
+        confidence: float32 [S].
+        logits: float32 [S,V] where the engines were built with sampling, None elsewhere.
+    """
 
     token: np.ndarray
     confidence: np.ndarray
+    logits: np.ndarray | None = None
 
 
 class RowDecoder(Protocol):
     """One request after its prefill. The next run is one of `role` over `step_length` tokens.
 
-    `num_cached` tokens of the row are valid in the cache; the step goes behind them.
+    `num_cached` tokens of the row are valid in the cache; the step goes behind them. After `absorb`, `moves` are (source,
+    target) slots of the row to copy, in order: tokens that were computed elsewhere in the step than where they belong.
     """
 
     sequence: Sequence
     num_cached: int
     role: Role
     step_length: int
+    moves: tuple[tuple[int, int], ...]
 
     def fill(self, ids: np.ndarray) -> StepLayout | None:
-        """Write the tokens of the next run into `ids` int64 [S]; returns their layout [S] where the role takes one."""
+        """Write the tokens of the next run into `ids` int64 [S]; returns their layout if the role takes one."""
         ...
 
     def absorb(self, output: RowOutput) -> RowStep:

@@ -17,7 +17,17 @@ from nemodiff_trt.vocabulary import Role
 class SelfSpeculationRow:
     """Alternates draft and verify runs over one block; every cycle accepts its own number of tokens."""
 
-    __slots__ = ("_block", "_mask_token_id", "_passes_left", "_threshold", "num_cached", "role", "sequence", "step_length")
+    __slots__ = (
+        "_block",
+        "_mask_token_id",
+        "_passes_left",
+        "_threshold",
+        "moves",
+        "num_cached",
+        "role",
+        "sequence",
+        "step_length",
+    )
 
     def __init__(
         self, sequence: Sequence, num_cached: int, block_length: int, mask_token_id: int, threshold: float = 0.0
@@ -33,6 +43,7 @@ class SelfSpeculationRow:
         """
         self.sequence = sequence
         self.num_cached = num_cached
+        self.moves: tuple[tuple[int, int], ...] = ()
         self.step_length = block_length
         self._mask_token_id = mask_token_id
         self._threshold = threshold

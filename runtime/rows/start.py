@@ -12,6 +12,7 @@ from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.quadratic import PrunedQuadraticRow, QuadraticRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder
 from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
+from nemodiff_trt.runtime.rows.tree_speculation import TreeSpeculationRow
 from nemodiff_trt.vocabulary import Mode
 
 
@@ -41,4 +42,6 @@ def start_row(
             return QuadraticRow(sequence, num_cached, block_length, model.mask_token_id)
         histogram = acceptance.setdefault(block_length, AcceptanceHistogram(block_length))
         return PrunedQuadraticRow(sequence, num_cached, block_length, model.mask_token_id, options.draft_groups, histogram)
+    if options.num_leaves:
+        return TreeSpeculationRow(sequence, num_cached, block_length, model.mask_token_id, options.num_leaves)
     return SelfSpeculationRow(sequence, num_cached, block_length, model.mask_token_id, options.threshold or 0.0)

@@ -34,6 +34,12 @@ options = (
     )
     | st.builds(
         GenerationOptions,
+        mode=st.just(Mode.SELF_SPECULATION),
+        block_length=st.sampled_from([5, 8]),
+        num_leaves=st.sampled_from([1, 3]),
+    )
+    | st.builds(
+        GenerationOptions,
         mode=st.just(Mode.QUADRATIC),
         block_length=st.sampled_from([2, 4]),
         draft_groups=st.sampled_from([None, 1, 2]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,7 +50,7 @@ class TestGrouping:
         for begin, end in found:
             assert {begin, end - 1} <= slots
             inside = sorted(slot for slot in slots if begin <= slot < end)
-            assert all(b - a <= max_idle + 1 for a, b in zip(inside, inside[1:], strict=False))
+            assert all(b - a <= max_idle + 1 for a, b in itertools.pairwise(inside))
 
     @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 80)), max_size=8), st.integers(1, 32))
     def test_prefill_runs_stay_within_the_cache(self, sizes: list[tuple[int, int]], chunk: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_rows_follow_the_table_and_lanes_stay_together(changes: list[tuple[bool,
         assert rows[: len(lanes)] == table.occupants == sorted(lanes, key=table.slots.__getitem__)
         assert sorted(table.slots.values()) == list(range(len(lanes)))
         of_slots = [lanes[request] for request in table.occupants]
-        assert sum(a != b for a, b in zip(of_slots, of_slots[1:], strict=False)) == max(len(set(of_slots)) - 1, 0)
+        assert sum(a != b for a, b in itertools.pairwise(of_slots)) == max(len(set(of_slots)) - 1, 0)
         assert (len(table), table.num_free) == (len(lanes), 6 - len(lanes))
 
 
