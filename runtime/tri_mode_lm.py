@@ -57,8 +57,7 @@ class TriModeLM:
         Args:
             prompts: a text, a chat (list of messages with role and content), token ids, or a list of these.
             options: how; the defaults of `GenerationOptions` otherwise.
-            **changes: fields of `GenerationOptions` or of its `SamplingOptions` to change, such as `mode="ar"`
-                and `temperature=0.7`.
+            **changes: fields of `GenerationOptions` or of its sampling options to change: `mode="ar"`, `temperature=0.7`.
 
         Raises:
             InvalidInputError: an option or one of the prompts is not usable; nothing has run then.
