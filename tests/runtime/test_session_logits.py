@@ -1,4 +1,4 @@
-"""Bundles built with sampling: sessions return the logits they decided from, equal to eager ones, and answers are drawn from them."""
+"""Bundles built with sampling: logits of their sessions equal the eager ones, and answers are drawn from them."""
 
 from __future__ import annotations
 
