@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import multiprocessing
 import os
@@ -58,6 +59,13 @@ def _launch(name: str, packed: bytes) -> bytes:
     return _pack(form.launch(*arguments))
 
 
+def _run(module: str, kernel: str, grid: tuple[int, ...], packed: bytes) -> bytes:
+    """Run one kernel on arguments in the order of its parameters; what it wrote is seen in the tensors among them."""
+    arguments, constants = _unpack(packed)
+    getattr(importlib.import_module(module), kernel)[grid](*arguments, **constants)
+    return _pack(arguments)
+
+
 def _through_torch(name: str, packed: bytes) -> bytes:
     from nemodiff_trt.plugins.kernels import register_kernels
 
@@ -74,6 +82,13 @@ class Interpreter:
     def launch(self, name: str, *arguments: Any) -> Any:
         """The Triton form of the operator `name`."""
         return _unpack(self._pool.submit(_launch, name, _pack(arguments)).result(CALL_TIMEOUT_S))
+
+    def run(self, kernel: Any, grid: tuple[int, ...], arguments: list[Any], constants: dict[str, int]) -> list[Any]:
+        """One kernel alone. Returns its arguments as it left them."""
+        packed = _pack((arguments, constants))
+        source = kernel.fn
+        found = self._pool.submit(_run, source.__module__, source.__name__, grid, packed).result(CALL_TIMEOUT_S)
+        return list(_unpack(found))
 
     def through_torch(self, name: str, *arguments: Any) -> Any:
         """`torch.ops.nemodiff.<name>` after its kernels were registered for the CPU of the worker."""
