@@ -49,3 +49,7 @@ class AuditError(NemodiffError):
 
 class BusyError(NemodiffError):
     """As many requests wait as may. Nothing was queued; the same request may be sent again."""
+
+
+class EngineStoppedError(NemodiffError):
+    """The engine loop was closed, or an engine run failed, while a request was not finished."""

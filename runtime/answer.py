@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.sampling import TokenLogprobs
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.stats import GenerationStats, RequestTimes
 from nemodiff_trt.runtime.streaming import TextStream
@@ -20,7 +21,7 @@ class GenerationResult:
 
     `text` leaves out special tokens and everything from a stop string on. `token_ids` keep the end-of-sequence token, and in
     the case of a stop string end with the token that completed it. `prompt` is the text that was encoded: of a chat, the
-    rendered template.
+    rendered template. `logprobs` has an entry for every token if the request asked for them.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class GenerationResult:
     finish_reason: FinishReason
     mode: Mode
     stats: GenerationStats
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -54,8 +56,8 @@ class Answer:
     """Follows one sequence through its decoding, ends it at a stop string, and keeps its text and times."""
 
     __slots__ = (
-        "_admitted_s", "_end", "_first", "_mode", "_parts", "_stream", "_submitted_s", "_tokenizer", "last_text", "prompt",
-        "sequence",
+        "_admitted_s", "_end", "_first", "_logprobs", "_mode", "_parts", "_stream", "_submitted_s", "_tokenizer", "last_text",
+        "prompt", "sequence",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +72,7 @@ class Answer:
         self._tokenizer = tokenizer
         self._stream = stream
         self._parts: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._submitted_s = now_s
         self._admitted_s: float | None = None
         # Readings of (clock, engine time) in seconds, at the first token and at the end.
@@ -83,6 +86,7 @@ class Answer:
     def advance(self, step: RowStep, clock_s: float, engine_s: float) -> str:
         """Take in one engine run: cut at a stop string, note the time. Returns the text that is new."""
         text = "" if self._stream is None else self._advance_text(self._stream, step)
+        self._logprobs += step.logprobs
         self._end = (clock_s, engine_s)
         if self._first is None and self.sequence.tokens:
             self._first = self._end
@@ -133,13 +137,14 @@ class Answer:
             engine_s=end_engine_s - first_engine_s,
         )
         stats = GenerationStats.of(sequence, self._mode, times)
-        return GenerationResult(self.prompt, text, tuple(sequence.tokens), sequence.finish_reason, self._mode, stats)
+        tokens, logprobs = tuple(sequence.tokens), tuple(self._logprobs)
+        return GenerationResult(self.prompt, text, tokens, sequence.finish_reason, self._mode, stats, logprobs)
 
 
 def _cut(sequence: Sequence, step: RowStep, num_before: int, num_kept: int) -> None:
     """End the answer `num_kept` tokens into what `step` emitted."""
     sequence.finish(FinishReason.STOP, num_before + num_kept)
-    del step.emitted[num_kept:]
+    del step.emitted[num_kept:], step.logprobs[num_kept:]
     num_dropped = max(step.accepted - num_kept, 0)
     step.accepted -= num_dropped
     sequence.accepted_drafts -= num_dropped

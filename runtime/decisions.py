@@ -27,41 +27,32 @@ class CommitRule:
         return max(1, share + (step < remainder))
 
 
-def commit_masks(
-    block: np.ndarray, token: np.ndarray, confidence: np.ndarray, mask_token_id: int, threshold: float | None, quota: int
-) -> list[int]:
-    """Fix masked positions in place by the rule of `CommitRule`; ties go to the lowest offset.
+def most_confident(confidence: np.ndarray, threshold: float | None, quota: int) -> np.ndarray:
+    """Which of several masked positions a pass fixes, by the rule of `CommitRule`; ties go to the lowest index.
 
     Args:
-        block: int64 [S].
-        token: int64 [S], guesses of a bidirectional run over `block`.
-        confidence: float32 [S], their probabilities.
-        mask_token_id: marks the positions to fill.
+        confidence: float32 [N], probabilities of the guesses.
         threshold: least confidence that is enough.
         quota: number of most confident positions to fix regardless.
 
     Returns:
-        Offsets of the positions fixed now, in order.
+        Indices int64, in order.
     """
-    masked = np.flatnonzero(block == mask_token_id)
-    among = confidence[masked]
     if quota == 1:
-        # An empty block has no best.
-        best = masked[among.argmax() : among.argmax() + 1] if len(masked) else masked
+        # Nothing has no best.
+        best = np.array([confidence.argmax()]) if len(confidence) else np.empty(0, np.int64)
     else:
-        best = masked[np.argsort(-among, kind="stable")[:quota]]
-    chosen = best if threshold is None else np.union1d(best, masked[among >= threshold])
-    block[chosen] = token[chosen]
-    offsets: list[int] = np.sort(chosen).tolist()
-    return offsets
+        best = np.argsort(-confidence, kind="stable")[:quota]
+    chosen = best if threshold is None else np.concatenate([best, np.flatnonzero(confidence >= threshold)])
+    return np.unique(chosen)
 
 
-def accept_draft(block: np.ndarray, verified: np.ndarray) -> int:
-    """Length of the longest prefix with verified[i] == block[i+1], 0 to S-1.
+def accept_draft(drafts: np.ndarray, verified: np.ndarray) -> int:
+    """Length of the longest prefix with drafts[i] == verified[i], 0 to N.
 
     Args:
-        block: int64 [S], seed and drafts.
-        verified: int64 [S], the causal successor of every token of `block`.
+        drafts: int64 [N].
+        verified: int64 [N+1] or longer, the causal successor of the seed and of every draft.
     """
-    differs = np.flatnonzero(block[1:] != verified[:-1])
-    return int(differs[0]) if len(differs) else len(block) - 1
+    differs = np.flatnonzero(drafts != verified[: len(drafts)])
+    return int(differs[0]) if len(differs) else len(drafts)

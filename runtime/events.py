@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from nemodiff_trt.runtime.sampling import TokenLogprobs
 from nemodiff_trt.vocabulary import Role
 
 
@@ -16,13 +17,15 @@ class RowStep:
     1, 2, ... as `drafted` (with several draft passes: after the last one), and the verify run reports them again with
     `accepted`, how many of them entered the answer; after these, `emitted` holds one more token, the verifier's own, unless
     the answer ended. `committed` are (offset in the block, token) pairs fixed by a denoise or draft pass, the seed being
-    offset 0; tokens right of the end of an answer may be committed and never emitted.
+    offset 0; tokens right of the end of an answer may be committed and never emitted. `logprobs` has an entry for every emitted
+    token where the request asks for them.
     """
 
     emitted: list[int]
     drafted: Sequence[int] = ()
     accepted: int = 0
     committed: Sequence[tuple[int, int]] = ()
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.decisions import CommitRule
+from nemodiff_trt.runtime.sampling import Acceptance, SamplingOptions
 from nemodiff_trt.vocabulary import MODE_ROLES, Mode, Role
 
 # Of the published model card, for block diffusion.
@@ -16,7 +18,7 @@ IMPLEMENTED_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """How to answer a prompt. Decoding is greedy.
+    """How to answer a prompt.
 
     Attributes:
         mode: `ar`, `diffusion` or `self_speculation`; the last gives the tokens of the first, in fewer runs.
@@ -29,6 +31,7 @@ class GenerationOptions:
         ignore_eos: go on after the end-of-sequence token.
         max_thinking_tokens: if none of the first so many tokens is `</think>`, the next one becomes it.
         enable_thinking: open a think section; for chats, whose template says how.
+        sampling: how tokens are chosen; greedily unless it says otherwise.
 
     Raises:
         InvalidInputError: a field is out of range or contradicts the mode.
@@ -43,6 +46,7 @@ class GenerationOptions:
     ignore_eos: bool = False
     max_thinking_tokens: int | None = None
     enable_thinking: bool = False
+    sampling: SamplingOptions = SamplingOptions()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", _known_mode(self.mode))
@@ -54,7 +58,10 @@ class GenerationOptions:
         for name in ("ignore_eos", "enable_thinking"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
+        if not isinstance(self.sampling, SamplingOptions):
+            raise InvalidInputError("sampling", self.sampling, "SamplingOptions")
         self._check_commit_rule()
+        self._check_acceptance()
 
     def _check_commit_rule(self) -> None:
         if self.threshold is not None:
@@ -65,6 +72,30 @@ class GenerationOptions:
             raise InvalidInputError("steps", self.steps, f"nothing in mode {self.mode}, only in diffusion")
         if self.steps is not None and self.threshold is not None:
             raise InvalidInputError("steps", self.steps, "nothing when a threshold is given: either decides what is fixed")
+
+    def _check_acceptance(self) -> None:
+        """Rejection is exact for drafts that depend on no later one, as those of a single pass do."""
+        if self.sampling.acceptance is Acceptance.REJECTION:
+            rule = str(self.sampling.acceptance)
+            if self.mode is not Mode.SELF_SPECULATION:
+                raise InvalidInputError("acceptance", rule, f"coupled in mode {self.mode}; rejection is for self_speculation")
+            if self.threshold:
+                raise InvalidInputError("acceptance", rule, "coupled with a threshold; rejection needs drafts of one pass")
+
+    def changed(self, **changes: Any) -> GenerationOptions:
+        """These options with other values of fields, which may also be fields of `sampling`.
+
+        Raises:
+            InvalidInputError: there is no such field, or a value is not usable.
+        """
+        own, of_sampling = ({field.name for field in fields(kind)} for kind in (GenerationOptions, SamplingOptions))
+        for name in changes.keys() - own - of_sampling:
+            raise InvalidInputError(name, changes[name], f"only the options {', '.join(sorted(own | of_sampling))}")
+        kept = {name: value for name, value in changes.items() if name in own}
+        choice = {name: value for name, value in changes.items() if name in of_sampling}
+        if choice:
+            kept["sampling"] = replace(kept.get("sampling", self.sampling), **choice)
+        return replace(self, **kept)
 
     def check_for(self, limits: Limits, roles: frozenset[Role]) -> None:
         """Compare with what an engine was built for.

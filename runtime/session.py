@@ -18,11 +18,13 @@ from nemodiff_trt.vocabulary import Role
 class StepOutput:
     """Decisions of one step: `token` int64 and `confidence` float32, [B,S], or [B,1] for prefill.
 
-    Both may be views of buffers a session owns, valid until its next run of the same role and shape.
+    `logits` float32 [B,S,V], or [B,1,V], are what was decided from, where the session has them. All may be views of buffers a
+    session owns, valid until its next run of the same role and shape.
     """
 
     token: np.ndarray
     confidence: np.ndarray
+    logits: np.ndarray | None = None
 
 
 class Session(Protocol):
@@ -36,6 +38,11 @@ class Session(Protocol):
 
     @property
     def roles(self) -> frozenset[Role]: ...
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether steps return logits: sampling needs them."""
+        ...
 
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
         """Empty cache of `limits.cache_capacity` slots for `batch_size` rows.

@@ -53,6 +53,11 @@ class EagerSession:
     def roles(self) -> frozenset[Role]:
         return self._roles
 
+    @property
+    def has_logits(self) -> bool:
+        """True for any bundle: the eager decoder computes them anyway."""
+        return True
+
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Tensor]:
         if not 1 <= batch_size <= self._limits.max_batch_size:
             raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
@@ -86,7 +91,7 @@ class EagerSession:
                     raise InvalidInputError("last_index", None, "int64 [B] for a prefill step")
                 logits = logits[torch.arange(ids.shape[0]), torch.from_numpy(last_index)][:, None]
             token, confidence = torch.ops.nemodiff.decision_head(logits, self.model.mask_token_id)
-        return StepOutput(token.numpy(), confidence.numpy())
+        return StepOutput(token.numpy(), confidence.numpy(), logits.float().numpy())
 
 
 def _layout_tensors(layout: StepLayout | None, ids: Tensor) -> LayoutTensors:

@@ -1,4 +1,4 @@
-"""Session over AOTInductor packages on the CPU. A step copies the token ids in and runs; it creates its two small results.
+"""Session over AOTInductor packages on the CPU. A step copies the token ids in and runs; it creates its results.
 
 Memory: packages hold no weights. Those are inputs, bound once to views of the one mapped weight file, so that all roles share
 the same physical pages. Keys and values are written in place; what a step needs in between comes from torch's allocator.
@@ -73,7 +73,7 @@ class InductorSession:
         """Use `open`."""
         manifest = bundle.manifest
         self._engines = engines
-        self._model, self._limits = manifest.model, manifest.limits
+        self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
         self.cache_dtype: torch.dtype = getattr(torch, ENGINE_FLOAT[manifest.precision])
 
     @classmethod
@@ -123,6 +123,10 @@ class InductorSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
 
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
+
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> TorchCache:
         """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
@@ -155,8 +159,8 @@ class InductorSession:
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
         fill_inputs(binding, input_ids, cache, last_index, layout)
-        token, confidence, *_ = binding.run(binding.inputs)
-        return StepOutput(token.numpy(), confidence.numpy())
+        token, confidence, *others = binding.run(binding.inputs)
+        return StepOutput(token.numpy(), confidence.numpy(), others[0].numpy() if self._has_logits else None)
 
     @property
     def queue(self) -> HostQueue:

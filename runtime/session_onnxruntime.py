@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
         """Use `open`. `engines` are the `InferenceSession` of each role; roles may share one."""
         manifest = bundle.manifest
         self._engines = engines
-        self._model, self._limits = manifest.model, manifest.limits
+        self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
         self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.precision])
 
     @classmethod
@@ -110,6 +110,10 @@ class OnnxRuntimeSession:
     @property
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
+
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
 
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache:
         """Empty cache for `batch_size` rows, see `Session.create_cache`.
@@ -152,6 +156,8 @@ class OnnxRuntimeSession:
         batch, engine = cache.batch_size, self._engines[role]
         rows = 1 if role is Role.PREFILL else step
         output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
+        if self._has_logits:
+            output.logits = np.zeros((batch, rows, self._model.vocab_size), np.float32)
         binding = _Binding(
             engine,
             engine.io_binding(),
@@ -168,8 +174,10 @@ class OnnxRuntimeSession:
             inputs |= layout_arrays(binding.layout)
         for name, array in inputs.items():
             binding.io.bind_ortvalue_input(name, _over(array))
-        for name, array in ((contract.TOKEN, output.token), (contract.CONFIDENCE, output.confidence)):
-            binding.io.bind_ortvalue_output(name, _over(array))
+        results = {contract.TOKEN: output.token, contract.CONFIDENCE: output.confidence, contract.LOGITS: output.logits}
+        for name, result in results.items():
+            if result is not None:
+                binding.io.bind_ortvalue_output(name, _over(result))
         for layer in range(self._model.num_hidden_layers):
             for past, present, buffer in (
                 (contract.past_key(layer), contract.present_key(layer), cache.keys[layer]),

@@ -170,6 +170,10 @@ class TensorRTSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._manifest.roles)
 
+    @property
+    def has_logits(self) -> bool:
+        return self._manifest.keep_logits
+
     def memory(self, batch_size: int) -> DeviceMemory:
         """Device memory of this session and one cache of `batch_size` rows."""
         return replace(predict_memory(self._manifest, batch_size), activations=self._activation_bytes)
@@ -291,7 +295,7 @@ class TensorRTSession:
         self._configure(context, plan, cache.addresses())
         host_input = self.device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
         host_output = self.device.pinned(plan.result_bytes)
-        output = StepOutput(_over(host_output, plan, contract.TOKEN), _over(host_output, plan, contract.CONFIDENCE))
+        output = StepOutput(*(_over(host_output, plan, name) for name in plan.result_names))
         cache.steps[role, step] = _BoundStep(
             context,
             _over(host_input, plan, contract.INPUT_IDS),
@@ -360,9 +364,12 @@ def _kept_output(cache: DeviceCache, step: int, output: StepOutput) -> StepOutpu
     """Copy of a prefill result: steps of other lengths may run on the same arrays."""
     kept = cache.outputs.get(step)
     if kept is None:
-        kept = cache.outputs[step] = StepOutput(output.token.copy(), output.confidence.copy())
+        logits = None if output.logits is None else output.logits.copy()
+        kept = cache.outputs[step] = StepOutput(output.token.copy(), output.confidence.copy(), logits)
     np.copyto(kept.token, output.token)
     np.copyto(kept.confidence, output.confidence)
+    if kept.logits is not None and output.logits is not None:
+        np.copyto(kept.logits, output.logits)
     return kept
 
 

@@ -116,6 +116,10 @@ class TimedSession:
         return self._session.limits
 
     @property
+    def has_logits(self) -> bool:
+        return self._session.has_logits
+
+    @property
     def roles(self) -> frozenset[Role]:
         return self._session.roles
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Sized
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_trt.bundle import Bundle
-from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
@@ -59,7 +57,7 @@ class TriModeLM:
         Args:
             prompts: a text, a chat (list of messages with role and content), token ids, or a list of these.
             options: how; the defaults of `GenerationOptions` otherwise.
-            **changes: fields of `GenerationOptions` to change, such as `mode="ar"`.
+            **changes: fields of `GenerationOptions` or of its sampling options to change: `mode="ar"`, `temperature=0.7`.
 
         Raises:
             InvalidInputError: an option or one of the prompts is not usable; nothing has run then.
@@ -133,7 +131,4 @@ class TriModeLM:
                 self.engine.cancel(number)
 
     def _options(self, options: GenerationOptions | None, changes: dict[str, Any]) -> GenerationOptions:
-        known = {field.name for field in dataclasses.fields(GenerationOptions)}
-        for name in changes.keys() - known:
-            raise InvalidInputError(name, changes[name], f"only the options {', '.join(sorted(known))}")
-        return dataclasses.replace(options or GenerationOptions(), **changes)
+        return (options or GenerationOptions()).changed(**changes)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from nemodiff_trt.runtime.events import RowStep
 from nemodiff_trt.runtime.sequence import FinishReason
 from nemodiff_trt.vocabulary import Role
+
+_COUNTERS = ("request_runs", "finished", "accepted")
 
 
 @dataclass(slots=True)
@@ -28,6 +31,11 @@ class EngineStats:
     request_runs: Counter[str] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
     accepted: Counter[int] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        counters = {name: {str(key): count for key, count in sorted(getattr(self, name).items())} for name in _COUNTERS}
+        return {"steps": self.steps, "step_s": self.step_s, "tokens": self.tokens, **counters}
 
     def add_step(self, seconds: float) -> None:
         self.steps += 1

@@ -23,11 +23,13 @@ from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
 from nemodiff_trt.runtime.rows.start import start_row
+from nemodiff_trt.runtime.sampling import SamplingWorkspace, TokenChooser
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
-from nemodiff_trt.runtime.session import Session
+from nemodiff_trt.runtime.session import Session, StepOutput
 from nemodiff_trt.vocabulary import Mode, Role
 
 # Prefill comes first and is scheduled apart.
@@ -82,6 +84,8 @@ class TokenEngine:
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)
         self._layouts = LayoutBuffers()
+        self._greedy = GreedyDecider()
+        self._workspace = SamplingWorkspace(session.model.vocab_size, session.model.mask_token_id)
 
     @property
     def has_work(self) -> bool:
@@ -125,7 +129,7 @@ class TokenEngine:
         self.check_room()
         number = next(self._numbers)
         self._queue.push(number, priority, now_s)
-        self._waiting[number] = _Request(sequence, options, PromptRow(sequence))
+        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options)))
         return number
 
     def drain(self) -> None:
@@ -175,6 +179,12 @@ class TokenEngine:
             self._carry_out(self._slots.remove(number))
         dropped, self._dropped = self._dropped, []
         return dropped + finished
+
+    def _decider_for(self, sequence: Sequence, options: GenerationOptions) -> Decider:
+        if not options.sampling.needs_logits:
+            return self._greedy
+        chooser = TokenChooser(options.sampling, self._workspace, sequence.prompt.tolist(), sequence.tokens)
+        return SampledDecider(chooser, self._session.model.mask_token_id)
 
     def _lane(self, options: GenerationOptions) -> tuple[Mode, int]:
         if options.mode is Mode.AR:
@@ -246,16 +256,15 @@ class TokenEngine:
         for place, prompt in enumerate(prompts):
             last_index[place] = prompt.fill(ids[place]) - 1
         output = self._session.run(Role.PREFILL, ids, self.cache.rows(run.begin, run.end), last_index)
-        tokens, sizes, reports = output.token[:, 0].tolist(), (last_index + 1).tolist(), {}
+        sizes, reports = (last_index + 1).tolist(), {}
         for place, ((number, request), prompt) in enumerate(zip(rows, prompts, strict=True)):
             # Ended between two runs of this step.
             if prompt.sequence.finish_reason is not None:
                 continue
-            reports[number] = prompt.absorb(sizes[place], tokens[place])
+            reports[number] = prompt.absorb(sizes[place], _row_of(output, place))
             self.cache.length[run.begin + place] = prompt.num_cached
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
-                session = self._session
-                request.row = start_row(prompt.sequence, prompt.num_cached, request.options, session.model, session.limits)
+                request.row = start_row(prompt, request.options, self._session.model, self._session.limits)
         return DecodeStep(Role.PREFILL, reports)
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:
@@ -273,7 +282,7 @@ class TokenEngine:
         output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)), None, layout)
         reports: dict[int, RowStep] = {}
         for place, number, row in running:
-            reports[number] = row.absorb(RowOutput(output.token[place], output.confidence[place]))
+            reports[number] = row.absorb(_row_of(output, place))
             for source, target in row.moves:
                 self.cache.move(begin + place, source, target)
             self.cache.length[begin + place] = row.num_cached
@@ -297,3 +306,7 @@ class TokenEngine:
             num_cached = self._active[move.request].row.num_cached
             self.cache.copy_row(move.source, move.target, 0, num_cached)
             self.cache.length[move.target] = num_cached
+
+
+def _row_of(output: StepOutput, place: int) -> RowOutput:
+    return RowOutput(output.token[place], output.confidence[place], None if output.logits is None else output.logits[place])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import time
 from collections.abc import Callable
@@ -73,13 +72,23 @@ class TriModeEngine:
         """Whether any request waits or decodes."""
         return self._tokens.has_work
 
+    def check_options(self, options: GenerationOptions) -> None:
+        """Refuse options that the engines cannot serve.
+
+        Raises:
+            InvalidInputError: an option is not usable with these engines.
+        """
+        options.check_for(self.session.limits, self.session.roles)
+        model = self.session.model
+        options.sampling.check_for(model.vocab_size, model.mask_token_id, self.session.has_logits)
+
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.
 
         Raises:
             InvalidInputError: one of them cannot; `field` names the prompt.
         """
-        options.check_for(self.session.limits, self.session.roles)
+        self.check_options(options)
         if options.max_thinking_tokens is not None and self.tokenizer.end_think_token_id is None:
             raise InvalidInputError("max_thinking_tokens", options.max_thinking_tokens, "nothing: there is no </think> token")
         text, token_ids = encode_prompt(prompt, field, self.tokenizer, self.session.model, options.enable_thinking)
@@ -165,7 +174,7 @@ class TriModeEngine:
     def stats(self) -> dict[str, Any]:
         """Counts since the engine was made, and what it is doing now, as plain values (see `EngineStats`)."""
         tokens = self._tokens
-        return dataclasses.asdict(self._stats) | {
+        return self._stats.to_dict() | {
             "engine_s": self._timed.engine_s,
             "engine_runs": self._timed.num_runs,
             "waiting": tokens.num_waiting,

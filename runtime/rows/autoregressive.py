@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.vocabulary import Role
@@ -13,10 +14,11 @@ from nemodiff_trt.vocabulary import Role
 class AutoregressiveRow:
     """Feeds its last token and emits the next."""
 
-    __slots__ = ("moves", "num_cached", "role", "sequence", "step_length")
+    __slots__ = ("_decider", "moves", "num_cached", "role", "sequence", "step_length")
 
-    def __init__(self, sequence: Sequence, num_cached: int) -> None:
+    def __init__(self, sequence: Sequence, num_cached: int, decider: Decider) -> None:
         self.sequence = sequence
+        self._decider = decider
         self.num_cached = num_cached
         self.moves: tuple[tuple[int, int], ...] = ()
         self.role = Role.DECODE
@@ -28,4 +30,5 @@ class AutoregressiveRow:
     def absorb(self, output: RowOutput) -> RowStep:
         self.sequence.forward_passes += 1
         self.num_cached += 1
-        return RowStep(self.sequence.emit((int(output.token[0]),)))
+        emitted = self.sequence.emit(self._decider.verify(output, NO_DRAFTS, len(self.sequence.tokens)))
+        return RowStep(emitted, logprobs=self._decider.logprobs(output, (0,), emitted))

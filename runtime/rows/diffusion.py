@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemodiff_trt.runtime.decisions import CommitRule, commit_masks
+from nemodiff_trt.runtime.decisions import CommitRule
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
+from nemodiff_trt.runtime.rows.mask_filling import fix_masks
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
+from nemodiff_trt.runtime.sampling import TokenLogprobs
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.vocabulary import Role
 
@@ -23,6 +26,8 @@ class DiffusionRow:
 
     __slots__ = (
         "_block",
+        "_decider",
+        "_logprobs",
         "_mask_token_id",
         "_num_emitted",
         "_pass",
@@ -34,7 +39,15 @@ class DiffusionRow:
         "step_length",
     )
 
-    def __init__(self, sequence: Sequence, num_cached: int, block_length: int, mask_token_id: int, rule: CommitRule) -> None:
+    def __init__(
+        self,
+        sequence: Sequence,
+        num_cached: int,
+        block_length: int,
+        mask_token_id: int,
+        decider: Decider,
+        rule: CommitRule,
+    ) -> None:
         """Start the first block.
 
         Args:
@@ -42,6 +55,7 @@ class DiffusionRow:
             num_cached: tokens of the prompt.
             block_length: seed and masks of a block, 2 to the built maximum.
             mask_token_id: marks the positions to fill.
+            decider: of the request.
             rule: which of them a pass fixes.
         """
         self.sequence = sequence
@@ -49,6 +63,7 @@ class DiffusionRow:
         self.moves: tuple[tuple[int, int], ...] = ()
         self.step_length = block_length
         self._mask_token_id = mask_token_id
+        self._decider = decider
         self._rule = rule
         self._block = np.empty(block_length, np.int64)
         self._start_block()
@@ -65,21 +80,28 @@ class DiffusionRow:
         self._block[1:] = self._mask_token_id
         # Leading tokens of the block that are part of the answer, the seed included, and denoise passes so far.
         self._num_emitted, self._pass = 1, 0
+        # Of the positions fixed so far, by the pass that fixed them, where the request asks for them.
+        self._logprobs: dict[int, TokenLogprobs] = {}
         self.role = Role.DENOISE
 
     def _denoise(self, output: RowOutput) -> RowStep:
-        self.sequence.draft_passes += 1
-        self.sequence.cycles += self._pass == 0
-        quota = self._rule.quota(self._pass, len(self._block) - 1)
-        offsets = commit_masks(self._block, output.token, output.confidence, self._mask_token_id, self._rule.threshold, quota)
+        sequence, block = self.sequence, self._block
+        sequence.draft_passes += 1
+        sequence.cycles += self._pass == 0
+        quota = self._rule.quota(self._pass, len(block) - 1)
+        position = len(sequence.tokens) - self._num_emitted
+        committed = fix_masks(block, output, self._decider, self._mask_token_id, self._rule.threshold, quota, position)
         self._pass += 1
-        committed = [(offset, int(self._block[offset])) for offset in offsets]
+        offsets, tokens = [offset for offset, _ in committed], [token for _, token in committed]
+        self._logprobs.update(zip(offsets, self._decider.logprobs(output, offsets, tokens), strict=False))
+        begin = self._num_emitted
         emitted = self._emit_known()
         # Every pass fixes at least one position, so there are at most as many passes as masks.
-        is_complete = self._num_emitted == len(self._block) or self._pass == len(self._block) - 1
-        if self.sequence.was_cut or is_complete:
+        is_complete = self._num_emitted == len(block) or self._pass == len(block) - 1
+        if sequence.was_cut or is_complete:
             self.role = Role.VERIFY
-        return RowStep(emitted, committed=committed)
+        known = [self._logprobs[offset] for offset in range(begin, self._num_emitted) if offset in self._logprobs]
+        return RowStep(emitted, committed=committed, logprobs=known)
 
     def _emit_known(self) -> list[int]:
         """Emit the tokens that have no mask before them any more."""
@@ -96,7 +118,12 @@ class DiffusionRow:
     def _commit_block(self, output: RowOutput) -> RowStep:
         # Tokens right of a cut are not counted, so the next block overwrites them.
         self.num_cached += self._num_emitted
-        emitted = self.sequence.emit((int(output.token[self._num_emitted - 1]),))
+        last = self._num_emitted - 1
+        behind = RowOutput(
+            output.token[last:], output.confidence[last:], None if output.logits is None else output.logits[last:]
+        )
+        emitted = self.sequence.emit(self._decider.verify(behind, NO_DRAFTS, len(self.sequence.tokens)))
+        report = RowStep(emitted, logprobs=self._decider.logprobs(behind, (0,), emitted))
         if self.sequence.finish_reason is None:
             self._start_block()
-        return RowStep(emitted)
+        return report

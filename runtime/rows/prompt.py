@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
+from nemodiff_trt.runtime.rows.row_decoder import RowOutput
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.vocabulary import Role
 
@@ -12,10 +14,11 @@ from nemodiff_trt.vocabulary import Role
 class PromptRow:
     """The part of a prompt that is not in the cache yet. `num_cached` tokens are, some perhaps copied from another row."""
 
-    __slots__ = ("num_cached", "role", "sequence", "step_length")
+    __slots__ = ("decider", "num_cached", "role", "sequence", "step_length")
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: Sequence, decider: Decider) -> None:
         self.sequence = sequence
+        self.decider = decider
         self.num_cached = 0
         self.role = Role.PREFILL
         # Of any length, as it suits the run.
@@ -35,8 +38,11 @@ class PromptRow:
         ids[len(part) :] = 0
         return len(part)
 
-    def absorb(self, num_tokens: int, next_token: int) -> RowStep:
-        """Count `num_tokens` as cached; with the last of the prompt, `next_token` begins the answer."""
+    def absorb(self, num_tokens: int, output: RowOutput) -> RowStep:
+        """Count `num_tokens` as cached; with the last of the prompt, row 0 of `output` decides the first token."""
         self.num_cached += num_tokens
         self.sequence.prefill_passes += 1
-        return RowStep([] if self.num_remaining else self.sequence.emit((next_token,)))
+        if self.num_remaining:
+            return RowStep([])
+        emitted = self.sequence.emit(self.decider.verify(output, NO_DRAFTS, 0))
+        return RowStep(emitted, logprobs=self.decider.logprobs(output, (0,), emitted))

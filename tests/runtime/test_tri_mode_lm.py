@@ -266,6 +266,6 @@ def test_public_names_are_found_and_load_nothing_before() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     has_torch, *names = result.stdout.split()
     assert has_torch == "False"
-    for name in ("TriModeLM", "GenerationOptions", "GenerationResult", "StreamEvent"):
+    for name in ("TriModeLM", "TriModeEngine", "AsyncTriModeEngine", "GenerationOptions", "GenerationResult", "StreamEvent"):
         assert name in names
         assert getattr(nemodiff_trt, name).__name__ == name

@@ -106,7 +106,8 @@ class FakeEngine:
 
     def __init__(self, api: FakeTensorRT, plan: Plan) -> None:
         manifest = api.manifest
-        facts, tensors = manifest.roles[plan.role], step_contract(plan.role, manifest.model, manifest.precision)
+        facts = manifest.roles[plan.role]
+        tensors = step_contract(plan.role, manifest.model, manifest.precision, manifest.keep_logits)
         self.api, self.plan = api, plan
         self.weights = {n: TensorSpec(n, manifest.weights[n].dtype, manifest.weight_shapes[n]) for n in facts.weights}
         self.inputs = {spec.name: spec for spec in tensors.inputs} | self.weights
@@ -281,13 +282,15 @@ class FakeContext:
         token, confidence = torch.ops.nemodiff.decision_head(logits, model.mask_token_id)
         at[contract.TOKEN].copy_(token)
         at[contract.CONFIDENCE].copy_(confidence)
+        if contract.LOGITS in at:
+            at[contract.LOGITS].copy_(logits)
         for layer in layers:
             at[contract.present_key(layer)].copy_(keys[layer])
             at[contract.present_value(layer)].copy_(values[layer])
 
     def _promised(self) -> tuple[TensorSpec, ...]:
         manifest = self.api.manifest
-        return step_contract(self.engine.plan.role, manifest.model, manifest.precision).outputs
+        return step_contract(self.engine.plan.role, manifest.model, manifest.precision, manifest.keep_logits).outputs
 
 
 def tensor_at(address: int, dtype: str, shape: tuple[int, ...]) -> Tensor:

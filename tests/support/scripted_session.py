@@ -122,6 +122,10 @@ class ScriptedSession:
     def roles(self) -> frozenset[Role]:
         return ALL_ROLES
 
+    @property
+    def has_logits(self) -> bool:
+        return False
+
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
         shape = (batch_size + spare_rows, 1, self._limits.cache_capacity)
         # Tokens in the place of keys, and the positions they were computed for.
