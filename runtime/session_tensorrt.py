@@ -258,8 +258,9 @@ class TensorRTSession:
             if not context.execute_async_v3(stream):
                 raise engines.failure(role, "the step could not be run")
 
-        tensors = (self._step_tensor(plan, name) for name in (contract.INPUT_IDS, contract.CACHE_LENGTH, contract.TOKEN))
-        return DeviceStep(*tensors, launch, lambda: engines.check_capturable(role, context, stream))
+        names = (contract.INPUT_IDS, contract.CACHE_LENGTH, contract.TOKEN)
+        ids, length, token = (self._step_tensor(plan, name) for name in names)
+        return DeviceStep(ids, length, token, launch, lambda: engines.check_capturable(role, context, stream))
 
     def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:
         """One CUDA graph of `work`, see `DeviceSession`; `work` itself without graphs.

@@ -66,6 +66,11 @@ def _run(module: str, kernel: str, grid: tuple[int, ...], packed: bytes) -> byte
     return _pack(arguments)
 
 
+def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+    _repair_products()
+    return function(*arguments)
+
+
 def _through_torch(name: str, packed: bytes) -> bytes:
     from nemodiff_trt.plugins.kernels import register_kernels
 
@@ -93,6 +98,10 @@ class Interpreter:
     def through_torch(self, name: str, *arguments: Any) -> Any:
         """`torch.ops.nemodiff.<name>` after its kernels were registered for the CPU of the worker."""
         return _unpack(self._pool.submit(_through_torch, name, _pack(arguments)).result(CALL_TIMEOUT_S))
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """Any function of a module, which the worker imports."""
+        return self._pool.submit(_call, function, arguments).result(CALL_TIMEOUT_S)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
