@@ -94,6 +94,10 @@ class DeviceCache(KVCache[Tensor]):
         for buffer in (*self.keys, *self.values):
             self.owner.device.copy(buffer[target, :, begin:end], buffer[source, :, begin:end])
 
+    def move(self, row: int, source: int, target: int) -> None:
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[row, :, target], buffer[row, :, source])
+
     def addresses(self) -> dict[str, int]:
         """Address of every cache tensor of a step, inputs and outputs alike."""
         found: dict[str, int] = {}

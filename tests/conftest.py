@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from support.checkpoints import random_checkpoint, tiny_config
 from support.time_limits import SLOW_TIMEOUT_S, folder_timeout_s
 
 _ROOT = Path(__file__).parent
+MAX_WORKERS = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker a processor for all unmarked tests; none for chosen files, nor for marked tests, some of which take times."""
+    is_whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_unmarked = config.option.markexpr in config.getini("addopts")
+    num_processors = len(os.sched_getaffinity(0))
+    return min(num_processors, MAX_WORKERS) if is_whole_suite and is_unmarked and num_processors > 1 else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

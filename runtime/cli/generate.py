@@ -22,6 +22,7 @@ from nemodiff_trt.runtime.cli.options import (
     Threshold,
     Verify,
 )
+from nemodiff_trt.runtime.cli.sampling_options import SamplingArguments, read_sampling
 
 if TYPE_CHECKING:
     from nemodiff_trt.runtime.answer import GenerationResult
@@ -36,7 +37,7 @@ STATS_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateArguments:
+class GenerateArguments(SamplingArguments):
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
@@ -86,6 +87,7 @@ def generate(arguments: GenerateArguments) -> None:
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,
         enable_thinking=arguments.thinking,
+        sampling=read_sampling(arguments),
     )
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)

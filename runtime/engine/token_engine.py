@@ -23,6 +23,7 @@ from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
 from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
@@ -80,6 +81,8 @@ class TokenEngine:
         self._dropped: list[int] = []
         self._numbers = itertools.count()
         self._is_draining = False
+        # Shared by all pruned requests of a block length.
+        self._acceptance: dict[int, AcceptanceHistogram] = {}
         # One block of memory for the token ids of every step.
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)
@@ -189,7 +192,7 @@ class TokenEngine:
     def _lane(self, options: GenerationOptions) -> tuple[Mode, int]:
         if options.mode is Mode.AR:
             return options.mode, 1
-        return options.mode, options.block_length or self._session.limits.block_length
+        return options.mode, options.block_length_for(self._session.limits)
 
     def _reuse_prefix(self, number: int, request: _Request) -> None:
         """Copy what another row already computed of the prompt, or note whose prefill to wait for."""
@@ -264,7 +267,8 @@ class TokenEngine:
             reports[number] = prompt.absorb(sizes[place], _row_of(output, place))
             self.cache.length[run.begin + place] = prompt.num_cached
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
-                request.row = start_row(prompt, request.options, self._session.model, self._session.limits)
+                session = self._session
+                request.row = start_row(prompt, request.options, session.model, session.limits, self._acceptance)
         return DecodeStep(Role.PREFILL, reports)
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:
@@ -286,6 +290,7 @@ class TokenEngine:
             for source, target in row.moves:
                 self.cache.move(begin + place, source, target)
             self.cache.length[begin + place] = row.num_cached
+            row.sequence.step_tokens += step
         return DecodeStep(role, reports)
 
     def _step_ids(self, batch: int, step: int) -> Any:

@@ -81,6 +81,8 @@ class TriModeEngine:
         options.check_for(self.session.limits, self.session.roles)
         model = self.session.model
         options.sampling.check_for(model.vocab_size, model.mask_token_id, self.session.has_logits)
+        if options.num_leaves and not self.session.has_logits:
+            raise InvalidInputError("num_leaves", options.num_leaves, "0: build the engines with --sampling for others")
 
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.

@@ -31,6 +31,10 @@ class RowOutput:
     confidence: np.ndarray
     logits: np.ndarray | None = None
 
+    def behind(self, row: int) -> RowOutput:
+        """The rows from `row` on."""
+        return RowOutput(self.token[row:], self.confidence[row:], None if self.logits is None else self.logits[row:])
+
 
 class RowDecoder(Protocol):
     """One request after its prefill. The next run is one of `role` over `step_length` tokens.
