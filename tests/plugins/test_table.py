@@ -59,7 +59,8 @@ def test_list() -> None:
     assert [entry["operator"] for entry in listed["operators"]] == [op.name for op in OPS]
     head = next(entry for entry in listed["operators"] if entry["operator"] == "decision_head")
     assert head["targets"]["eager-kernels"] == "Triton kernel"
-    assert head["forms"] == ["network_form", "onnx_form", "triton_form"]
+    assert head["forms"] == ["network_form", "onnx_form", "plugin_form", "triton_form"]
+    assert head["targets"]["tensorrt"] == "native layers or plugin"
 
 
 def test_list_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
