@@ -38,7 +38,7 @@ from support.graphs import pass_options
 
 ROLES = list(PIPELINES[Target.TENSORRT_RTX])
 CAPACITY = 64
-LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16, "quadratic_block_length": 3}
+LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16, "quadratic_block_length": 2}
 # Fused attention exists for heads of 32 and more.
 CONFIG = tiny_config(head_dim=32)
 
@@ -128,7 +128,7 @@ def test_an_unscaled_query_is_refused(captured: StepGraph) -> None:
 def test_every_step_within_the_limits_has_one_profile(role: Role, max_batch_size: int) -> None:
     limits = Limits(**{**LIMITS, "max_batch_size": max_batch_size})
     profiles = step_profiles(role, limits)
-    longest = {Role.PREFILL: 16, Role.DECODE: 1, Role.QUADRATIC: 12}.get(role, 8)
+    longest = {Role.PREFILL: 16, Role.DECODE: 1, Role.QUADRATIC: 6}.get(role, 8)
     for batch in range(1, max_batch_size + 1):
         for step in range(1, longest + 1):
             assert sum(profile.accepts(batch, step) for profile in profiles) == 1
