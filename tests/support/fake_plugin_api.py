@@ -242,7 +242,10 @@ class WithPlugins:
 
 
 class NetworkWithPlugins:
-    """A network of a module without plugins; what a plugin gives is an input of it, behind an identity as no input is an output."""
+    """A network of a module without plugins.
+
+    What a plugin gives is an input of it, behind an identity because no input can be an output.
+    """
 
     def __init__(self, network: Any) -> None:
         self._network = network
