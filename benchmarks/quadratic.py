@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ BLOCK_LENGTHS = (8, QUADRATIC_BLOCK)
 NUM_GROUPS = (1, 2, 3, 4)
 NUM_LEAVES = (1, 2, 4)
 # A pruned block may be longer than a full one within the same longest step.
-LONG_BLOCK = 32
+LONG_BLOCK, LONG_GROUPS = 32, (1, 2)
 GOAL = 1.4
 
 
@@ -59,7 +60,7 @@ def ways(with_logits: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"linear B={block_length}", linear
         if block_length <= QUADRATIC_BLOCK:
             yield f"quadratic B={block_length}", quadratic
-        for groups in NUM_GROUPS:
+        for groups in NUM_GROUPS if block_length <= QUADRATIC_BLOCK else LONG_GROUPS:
             yield f"pruned B={block_length}, {groups} groups", {**quadratic, "draft_groups": groups}
 
 
@@ -90,7 +91,9 @@ def run(model: TriModeLM, chats: list[Any], wanted: list[tuple[int, ...]] | None
     computed = sum(result.stats.step_tokens for result in results)
     answers = [result.token_ids for result in results]
     same = sum(a == b for a, b in zip(answers, wanted or answers, strict=True))
-    return Score(tokens, tokens / forwards, computed / tokens, tokens / seconds, same), answers
+    score = Score(tokens, tokens / forwards, computed / tokens, tokens / seconds, same)
+    print(options, score, file=sys.stderr, flush=True)
+    return score, answers
 
 
 def main() -> None:

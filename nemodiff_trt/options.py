@@ -28,12 +28,7 @@ _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     Target.TENSORRT: (Precision.BF16, Precision.FP16),
     Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
-_MODES: dict[Target, tuple[Mode, ...]] = {
-    Target.ONNXRUNTIME: (*DEFAULT_MODES, Mode.QUADRATIC),
-    Target.TENSORRT_RTX: DEFAULT_MODES,
-    Target.TENSORRT: DEFAULT_MODES,
-    Target.INDUCTOR: (*DEFAULT_MODES, Mode.QUADRATIC),
-}
+_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, tuple(Mode))
 # Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
 TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
 # Targets whose engines may hold kernels that the compiler knows nothing of.

@@ -159,7 +159,7 @@ def rtx_options(output: Path, **changes: Any) -> CompileOptions:
 @pytest.fixture(scope="module")
 def unbound(geometry_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "unbound"
-    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), strict=True)
+    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), modes=tuple(Mode), strict=True)
     compile_bundle(options)
     return output
 
@@ -171,7 +171,7 @@ def test_a_bundle_without_weights_says_so(unbound: Path) -> None:
     for role, engine in manifest.roles.items():
         assert len(engine.scratch) == (0 if role is Role.DECODE else CONFIG.num_hidden_layers)
         assert set(engine.weights) <= set(manifest.weights)
-    for role in (Role.DRAFT,):
+    for role in (Role.DRAFT, Role.QUADRATIC):
         assert set(manifest.roles[role].weights) - set(manifest.roles[Role.VERIFY].weights) == {
             f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight" for layer in range(2) for matrix in "AB"
         }
@@ -286,7 +286,7 @@ def test_inspect_shows_the_audit_and_strict_fails_on_its_warnings(
     audit = facts["audit"]
     assert audit == facts["report"]["audit"]
     assert audit["warnings"] == []
-    assert audit["roles"].keys() == set(ROLES) - {Role.QUADRATIC}
+    assert audit["roles"].keys() == set(ROLES)
     # The model is so small that its rotary tables, which a checkpoint does not store, stand out.
     assert 1 < audit["weight_memory"]["ratio"] < 1.10
     memory = facts["predicted_memory"]["1"]

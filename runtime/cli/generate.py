@@ -54,6 +54,13 @@ class GenerateArguments(SamplingArguments):
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="diffusion: passes a block, instead of a threshold.")
     ] = None
+    draft_groups: Annotated[
+        int | None,
+        typer.Option("--draft-groups", metavar="K", help="quadratic: draft for the K most likely lengths of acceptance only."),
+    ] = None
+    num_leaves: Annotated[
+        int, typer.Option("--num-leaves", metavar="N", help="self_speculation: verify N second choices beside a draft.")
+    ] = 0
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="T", help="Text that ends an answer; repeatable.")] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")] = False
     chat: Annotated[
@@ -83,6 +90,8 @@ def generate(arguments: GenerateArguments) -> None:
         block_length=arguments.block_length,
         threshold=arguments.threshold,
         steps=arguments.steps,
+        draft_groups=arguments.draft_groups,
+        num_leaves=arguments.num_leaves,
         stop=tuple(arguments.stop or ()),
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,

@@ -117,7 +117,9 @@ class TokenEngine:
             raise BusyError("busy: the engine takes no more requests, it is shutting down")
         self._queue.check_room()
 
-    def submit(self, sequence: Sequence, options: GenerationOptions, priority: int = 0, now_s: float = 0.0) -> int:
+    def submit(
+        self, sequence: Sequence, options: GenerationOptions, priority: int = 0, now_s: float = 0.0, index: int = 0
+    ) -> int:
         """Queue a sequence without tokens; returns its number.
 
         Args:
@@ -125,6 +127,7 @@ class TokenEngine:
             options: already checked against the session's limits and roles.
             priority: higher is earlier.
             now_s: the caller's clock, for the order of admission.
+            index: which of several sampled answers to the prompt this is; each draws from a seed of its own.
 
         Raises:
             BusyError: see `check_room`.
@@ -132,7 +135,7 @@ class TokenEngine:
         self.check_room()
         number = next(self._numbers)
         self._queue.push(number, priority, now_s)
-        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options)))
+        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options, index)))
         return number
 
     def drain(self) -> None:
@@ -183,10 +186,10 @@ class TokenEngine:
         dropped, self._dropped = self._dropped, []
         return dropped + finished
 
-    def _decider_for(self, sequence: Sequence, options: GenerationOptions) -> Decider:
+    def _decider_for(self, sequence: Sequence, options: GenerationOptions, index: int) -> Decider:
         if not options.sampling.needs_logits:
             return self._greedy
-        chooser = TokenChooser(options.sampling, self._workspace, sequence.prompt.tolist(), sequence.tokens)
+        chooser = TokenChooser(options.sampling, self._workspace, sequence.prompt.tolist(), sequence.tokens, index)
         return SampledDecider(chooser, self._session.model.mask_token_id)
 
     def _lane(self, options: GenerationOptions) -> tuple[Mode, int]:

@@ -105,6 +105,7 @@ class TriModeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         stream_text: bool = True,
+        index: int = 0,
     ) -> int:
         """Queue a request; returns its number.
 
@@ -114,6 +115,8 @@ class TriModeEngine:
             priority: higher is admitted earlier, see `EngineOptions.priority_s`.
             timeout_s: seconds from now after which the answer ends with what it has, reason `deadline`.
             stream_text: events carry text as it becomes certain; otherwise only the result does, for less work.
+            index: which of several sampled answers to the prompt this is; each draws from a seed of its own, and all of them
+                compute the prompt once.
 
         Raises:
             InvalidInputError: prompt, options or limits cannot be served.
@@ -122,7 +125,7 @@ class TriModeEngine:
         chosen = options or GenerationOptions()
         if timeout_s is not None and not 0 < timeout_s < float("inf"):
             raise InvalidInputError("timeout_s", timeout_s, "a positive number of seconds")
-        return self.submit_checked(self.check(prompt, chosen), chosen, priority, timeout_s, stream_text)
+        return self.submit_checked(self.check(prompt, chosen), chosen, priority, timeout_s, stream_text, index)
 
     def submit_checked(
         self,
@@ -131,6 +134,7 @@ class TriModeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         stream_text: bool = True,
+        index: int = 0,
     ) -> int:
         """Queue what `check` returned; everything else as for `submit`."""
         text, token_ids = prompt
@@ -141,7 +145,7 @@ class TriModeEngine:
         eos_token_id = None if options.ignore_eos else self.session.model.eos_token_id
         sequence = Sequence(token_ids, options.max_new_tokens, self.session.limits.max_seq_len, eos_token_id, thinking)
         now_s = self._clock()
-        number = self._tokens.submit(sequence, options, priority, now_s)
+        number = self._tokens.submit(sequence, options, priority, now_s, index)
         stream = TextStream(self.tokenizer, options.stop) if stream_text or options.stop else None
         self._answers[number] = Answer(text, sequence, options.mode, self.tokenizer, stream, now_s)
         if timeout_s is not None:

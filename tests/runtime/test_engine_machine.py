@@ -44,6 +44,13 @@ options = (
         block_length=st.sampled_from([2, 4]),
         draft_groups=st.sampled_from([None, 1, 2]),
     )
+    | st.builds(GenerationOptions, mode=st.just(Mode.SELF_SPECULATION), block_length=st.just(5), num_leaves=st.integers(1, 3))
+    | st.builds(
+        GenerationOptions,
+        mode=st.just(Mode.QUADRATIC),
+        block_length=st.integers(2, 4),
+        draft_groups=st.sampled_from([None, 1, 2]),
+    )
     | st.builds(
         GenerationOptions,
         mode=st.just(Mode.DIFFUSION),
