@@ -71,6 +71,10 @@ class GenerateArguments(SamplingArguments):
         int | None, typer.Option("--max-thinking-tokens", metavar="N", help="Close it after N tokens.")
     ] = None
     stream: Annotated[bool, typer.Option("--stream", help="Print text as soon as it is certain.")] = False
+    logprobs: Annotated[
+        int | None,
+        typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
+    ] = None
     as_json: AsJson = False
     num_threads: NumThreads = None
     verify: Verify = True
@@ -84,6 +88,8 @@ def generate(arguments: GenerateArguments) -> None:
 
     if arguments.stream and arguments.as_json:
         raise InvalidInputError("stream", True, "one of stream and json")
+    if arguments.logprobs is not None and not arguments.as_json:
+        raise InvalidInputError("logprobs", arguments.logprobs, "nothing without json, which reports them")
     options = GenerationOptions(
         mode=arguments.mode,  # type: ignore[arg-type]
         max_new_tokens=arguments.max_new_tokens,
@@ -96,7 +102,7 @@ def generate(arguments: GenerateArguments) -> None:
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,
         enable_thinking=arguments.thinking,
-        sampling=read_sampling(arguments),
+        sampling=read_sampling(arguments, arguments.logprobs),
     )
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
@@ -157,4 +163,6 @@ def to_json(result: GenerationResult) -> dict[str, Any]:
     content = result.to_dict()
     content["token_ids"] = list(result.token_ids)
     content["stats"] = {name: content["stats"][name] for name in STATS_FIELDS}
+    if not result.logprobs:
+        del content["logprobs"]
     return content

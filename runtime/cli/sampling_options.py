@@ -45,8 +45,8 @@ class SamplingArguments:
     ] = None
 
 
-def read_sampling(arguments: SamplingArguments) -> SamplingOptions:
-    """The options given.
+def read_sampling(arguments: SamplingArguments, logprobs: int | None = None) -> SamplingOptions:
+    """The options given, those of commands that report `logprobs` with their number.
 
     Raises:
         InvalidInputError: one of them is not usable.
@@ -57,7 +57,7 @@ def read_sampling(arguments: SamplingArguments) -> SamplingOptions:
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arguments.logit_bias is not None:
         chosen["logit_bias"] = tuple(_read_bias(text) for text in arguments.logit_bias)
-    return SamplingOptions(**chosen)
+    return SamplingOptions(**chosen, logprobs=logprobs)
 
 
 def _read_bias(text: str) -> tuple[int, float]:
