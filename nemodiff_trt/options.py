@@ -16,7 +16,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.full_size import FULL_SIZE_CONFIGS
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target, roles_for
 
 DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
@@ -28,7 +28,7 @@ _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     Target.TENSORRT: (Precision.BF16, Precision.FP16),
     Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
-_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, tuple(Mode))
+_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, BUILT_MODES)
 # Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
 TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
 # Targets whose engines may hold kernels that the compiler knows nothing of.

@@ -21,7 +21,8 @@ class GenerationOptions:
     """How to answer a prompt.
 
     Attributes:
-        mode: `ar`, `diffusion`, `self_speculation` or `quadratic`; the last two give the tokens of the first, in fewer runs.
+        mode: `ar`, `diffusion`, `self_speculation`, `quadratic` or `auto`. All but `diffusion` give the same tokens; `auto`
+            goes from `ar` to `self_speculation` of any block length and back as load and text change.
         max_new_tokens: limit of the answer in tokens; the context may end it earlier.
         block_length: tokens of a block, 2 to the built maximum, which is the default. Not used by `ar`.
         threshold: confidence from 0 to 1 that fixes a masked position. In `diffusion` 0.9 unless `steps` is given; in
@@ -67,6 +68,8 @@ class GenerationOptions:
                 raise InvalidInputError(name, getattr(self, name), "true or false")
         if not isinstance(self.sampling, SamplingOptions):
             raise InvalidInputError("sampling", self.sampling, "SamplingOptions")
+        if self.mode is Mode.AUTO and self.block_length is not None:
+            raise InvalidInputError("block_length", self.block_length, "nothing in mode auto, which chooses it")
         self._check_commit_rule()
         if self.draft_groups is not None and self.mode is not Mode.QUADRATIC:
             raise InvalidInputError("draft_groups", self.draft_groups, f"nothing in mode {self.mode}, only in quadratic")
@@ -77,8 +80,9 @@ class GenerationOptions:
     def _check_commit_rule(self) -> None:
         if self.threshold is not None:
             _check_share("threshold", self.threshold)
-            if self.mode is Mode.AR:
-                raise InvalidInputError("threshold", self.threshold, "nothing in mode ar, which has no masks to fill")
+            if self.mode in (Mode.AR, Mode.AUTO):
+                allowed = f"nothing in mode {self.mode}, which has no masks to fill in passes"
+                raise InvalidInputError("threshold", self.threshold, allowed)
             if self.mode is Mode.QUADRATIC:
                 raise InvalidInputError("threshold", self.threshold, "nothing in mode quadratic, which drafts in one pass")
         if self.steps is not None and self.mode is not Mode.DIFFUSION:

@@ -93,6 +93,8 @@ def reference_nfe(sequence: Sequence, mode: Mode) -> int:
     """Number of forward evaluations in the accounting of the published code (see `GenerationStats`)."""
     if mode is Mode.AR:
         return len(sequence.tokens)
+    if mode is Mode.AUTO:
+        return sequence.forward_passes + 1
     own_passes = sequence.draft_passes + sequence.cycles
     return own_passes if mode is Mode.DIFFUSION else own_passes + 1
 

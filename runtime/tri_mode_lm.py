@@ -14,6 +14,8 @@ from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import LatencyModel, Policy
+from nemodiff_trt.runtime.planner.latency_model import latency_file
 from nemodiff_trt.runtime.prompts import Prompt, is_single_prompt
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.tokenizer import Tokenizer
@@ -22,21 +24,27 @@ from nemodiff_trt.tokenizer import Tokenizer
 class TriModeLM:
     """A model that answers prompts in three modes. Not safe for use from several threads at once."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, options: EngineOptions | None = None) -> None:
-        """Use `from_bundle`, or bring a session.
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        options: EngineOptions | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Use `from_bundle`, or bring a session; and a `policy`, for mode `auto`.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `options` exceed what was built.
         """
         self.session = session
         self.tokenizer = tokenizer
-        self.engine = TriModeEngine(session, tokenizer, options)
+        self.engine = TriModeEngine(session, tokenizer, options, policy=policy)
         # Events of requests whose consumer has not asked for them yet.
         self._events: dict[int, deque[StreamEvent]] = {}
 
     @classmethod
     def from_bundle(cls, path: str | Path, verify: bool = True, num_threads: int | None = None) -> TriModeLM:
-        """Open the bundle at `path` and its engines.
+        """Open the bundle at `path` and its engines; and the step times beside it, if `nemodiff calibrate` measured them.
 
         Args:
             path: folder that `build_engines` wrote.
@@ -48,7 +56,10 @@ class TriModeLM:
             InvalidInputError: `num_threads` is not positive.
         """
         bundle = Bundle.open(path, verify=verify)
-        return cls(open_session(bundle, num_threads), Tokenizer.from_dir(bundle.tokenizer_dir))
+        session = open_session(bundle, num_threads)
+        times = latency_file(bundle.path)
+        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy)
 
     def generate(
         self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any

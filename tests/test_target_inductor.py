@@ -25,7 +25,7 @@ from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.parity import compare_sessions
 from nemodiff_trt.runtime.session_eager import EagerSession
 from nemodiff_trt.runtime.session_inductor import InductorSession
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target
 from support.bundles import build_bundle, copy_bundle, rewrite_manifest, swap_engine
 from support.checkpoints import tiny_config
 from support.decoding import Request, decode
@@ -279,7 +279,7 @@ class TestWholeModels:
         requests = [Request(tuple(random_ids(1, 6 + 3 * row, row)[0].tolist()), 20, ignore_eos=True) for row in range(2)]
         for plugins in (False, True):
             folder = build_bundle(
-                tiny_checkpoint_dir, tmp_path / str(plugins), target=Target.INDUCTOR, modes=tuple(Mode), plugins=plugins
+                tiny_checkpoint_dir, tmp_path / str(plugins), target=Target.INDUCTOR, modes=BUILT_MODES, plugins=plugins
             )
             bundle = Bundle.open(folder)
             kinds = {
@@ -288,7 +288,7 @@ class TestWholeModels:
             own = "plugin" if plugins else "compiled torch"
             assert kinds == {name: own if name != "rms_norm" else "compiled torch" for name in kinds}
             session = InductorSession.open(bundle, num_threads=1)
-            found[plugins] = {mode: decode(session, mode, requests, block_length=4).tokens for mode in Mode}
+            found[plugins] = {mode: decode(session, mode, requests, block_length=4).tokens for mode in BUILT_MODES}
         assert found[True] == found[False]
         assert all(len(tokens) == 20 for answers in found[True].values() for tokens in answers)
 

@@ -31,7 +31,7 @@ from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plan_audit import weight_memory as weight_memory_module
 from nemodiff_trt.runtime.cli.app import build_app
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target
 from support.bundles import copy_bundle, rewrite_manifest
 from support.checkpoints import random_checkpoint, random_decoder, tiny_config
 from support.graphs import pass_options
@@ -159,7 +159,7 @@ def rtx_options(output: Path, **changes: Any) -> CompileOptions:
 @pytest.fixture(scope="module")
 def unbound(geometry_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "unbound"
-    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), modes=tuple(Mode), strict=True)
+    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), modes=BUILT_MODES, strict=True)
     compile_bundle(options)
     return output
 

@@ -15,13 +15,14 @@ from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.token_engine import TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import Policy
 from nemodiff_trt.runtime.prompts import Prompt, encode_prompt
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence, ThinkingBudget, check_prompt_length
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.runtime.stats import TimedSession
 from nemodiff_trt.runtime.streaming import TextStream
 from nemodiff_trt.tokenizer import Tokenizer
-from nemodiff_trt.vocabulary import Role
+from nemodiff_trt.vocabulary import Mode, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class TriModeEngine:
         tokenizer: Tokenizer,
         options: EngineOptions | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        policy: Policy | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -52,6 +54,7 @@ class TriModeEngine:
             tokenizer: of the model.
             options: limits of the loop.
             clock: in seconds; deadlines and times are measured by it.
+            policy: chooses for requests in mode `auto`; without one they are refused.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `max_active` exceeds what was built.
@@ -61,7 +64,8 @@ class TriModeEngine:
         self.session = session
         self.tokenizer = tokenizer
         self._timed = TimedSession(session)
-        self._tokens = TokenEngine(self._timed, options)
+        self._tokens = TokenEngine(self._timed, options, policy)
+        self._policy = policy
         self._clock = clock
         self._answers: dict[int, Answer] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -79,6 +83,9 @@ class TriModeEngine:
             InvalidInputError: an option is not usable with these engines.
         """
         options.check_for(self.session.limits, self.session.roles)
+        if options.mode is Mode.AUTO and self._policy is None:
+            allowed = "a fixed mode, because no step times are known: nemodiff calibrate measures them"
+            raise InvalidInputError("mode", str(options.mode), allowed)
         model = self.session.model
         options.sampling.check_for(model.vocab_size, model.mask_token_id, self.session.has_logits)
         if options.num_leaves and not self.session.has_logits:
@@ -188,6 +195,7 @@ class TriModeEngine:
             "free_slots": tokens.num_free,
             "prompt_tokens": tokens.num_prompt_tokens,
             "reused_prompt_tokens": tokens.num_reused_tokens,
+            "decisions": {str(block): count for block, count in sorted(self._policy.decisions.items())} if self._policy else {},
         }
 
     def _expire(self, now_s: float) -> None:
