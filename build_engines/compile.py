@@ -43,7 +43,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
     with clock.stage("open model"):
         source = open_source(options)
         options.check_model(source.model)
-        key = build_key(source.identity, options, tool_versions(options.target))
+        key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
             dtype = getattr(torch, ENGINE_FLOAT[options.precision])
@@ -137,6 +137,6 @@ def _manifest(
         has_weights=source.tensors is not None,
         sms=built.sms,
         build_key=facts.key,
-        tool_versions=tool_versions(options.target),
+        tool_versions=tool_versions(options.target, options.plugins),
         files=writer.file_entries(),
     )

@@ -124,6 +124,8 @@ class DeviceSpeculation:
         batch, cache = self._cache.batch_size, self._cache
         if len(seeds) != batch or len(max_new_tokens) != batch:
             raise InvalidInputError("seeds", f"{len(seeds)} and {len(max_new_tokens)} limits", f"one a row, {batch}")
+        if min(max_new_tokens) < 0:
+            raise InvalidInputError("max_new_tokens", min(max_new_tokens), "an integer of at least 0")
         state = np.stack([np.asarray(seeds, np.int64), cache.length, np.asarray(max_new_tokens, np.int64)])
         longest = int((state[1] + state[2]).max())
         # Every row takes part in every cycle, so that a finished one has to have room for a block as well.

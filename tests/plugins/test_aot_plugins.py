@@ -10,14 +10,25 @@ from typing import Any
 import pytest
 import torch
 
+from nemodiff_trt.build_engines.capture import capture_step
+from nemodiff_trt.build_engines.lowering.network import lower_to_network
+from nemodiff_trt.build_engines.report import realised_operators
+from nemodiff_trt.contract import CONFIDENCE, TOKEN
 from nemodiff_trt.errors import LoweringError
+from nemodiff_trt.passes.base import run_pipeline
+from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plugins.aot_plugin import without_scratch
 from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.plugins.decision_head.plugin_form import COMBINE, PART, decision_head_plugin
 from nemodiff_trt.plugins.decision_head.triton_form import builds_for
 from nemodiff_trt.plugins.network_emitter import NetworkEmitter
-from support.fake_plugin_api import FakePluginApi, NetworkTensor, PluginNetwork
+from nemodiff_trt.plugins.realisations import plugin_operators
+from nemodiff_trt.vocabulary import Precision, Role, Target
+from support.checkpoints import tiny_config
+from support.fake_plugin_api import FakePluginApi, NetworkTensor, NetworkWithPlugins, PluginNetwork, WithPlugins
+from support.graphs import pass_options
 from support.interpreter import Interpreter
+from support.rtx_networks import require_tensorrt_rtx
 
 MASK = 100
 
@@ -71,6 +82,28 @@ def test_the_code_of_a_plugin_takes_what_tensorrt_binds(tmp_path: Path, sm: int)
             len(set(re.findall(r"Ordinal\s*:\s*(0x[0-9a-f]+)", listing)))
             == len(plugin.inputs) + num_numbers + plugin.num_outputs
         )
+
+
+def test_a_whole_step_with_plugins() -> None:
+    """The network of a decode step for the full TensorRT, written with TensorRT-RTX."""
+    trt = require_tensorrt_rtx()
+    config = tiny_config(head_dim=32)
+    graph = capture_step(config, torch.bfloat16, 64)
+    options = pass_options(
+        Role.DECODE,
+        model=config,
+        precision=Precision.BF16,
+        cache_capacity=64,
+        plugins=plugin_operators(Target.TENSORRT),
+    )
+    run_pipeline(graph, PIPELINES[Target.TENSORRT][Role.DECODE], options)
+    network = NetworkWithPlugins(trt.Builder(trt.Logger(trt.Logger.ERROR)).create_network(0))
+    lower_to_network(WithPlugins(trt), network, graph, {"K": 64, "S": 1}, plugin_sm=100)
+    assert [layer.kernel for layer in network.plugins] == ["decision_head_part", "decision_head_combine"]
+    assert {network.get_output(index).name for index in range(network.num_outputs)} >= {TOKEN, CONFIDENCE}
+    realised = realised_operators([graph], Target.TENSORRT)
+    assert realised["decision_head"] == "plugin"
+    assert set(realised.values()) == {"plugin", "native layers"}
 
 
 def test_plugins_are_registered_once() -> None:

@@ -17,7 +17,7 @@ CONFIG = tiny_config(
     hidden_size=16, intermediate_size=16, head_dim=16, vocab_size=101,
     num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
 )  # fmt: skip
-REQUESTS = [Request((1, 2, 3), 6, ignore_eos=True)]
+REQUESTS = [Request((1, 2, 3), 4, ignore_eos=True)]
 
 
 def answers(mode: Mode) -> list[list[int]]:

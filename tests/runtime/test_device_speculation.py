@@ -165,6 +165,11 @@ class TestRefusals:
         with pytest.raises(InvalidInputError, match="one a row, 2"):
             next(loop.decode([1], [5]))
 
+    def test_a_negative_limit(self, session: OnDevice) -> None:
+        loop = DeviceSpeculation(session, session.create_cache(1), 4)
+        with pytest.raises(InvalidInputError, match="at least 0"):
+            next(loop.decode([1], [-1]))
+
     def test_an_answer_that_does_not_fit(self, session: OnDevice) -> None:
         cache = session.create_cache(1)
         loop = DeviceSpeculation(session, cache, 4)

@@ -82,12 +82,10 @@ def from_shape_expr(shape: tuple[Any, ...], dtype: str) -> TensorDesc:
 
 @dataclass(eq=False)
 class NetworkTensor:
-    """Tensor of a network; of an output of a plugin, `origin` says which."""
+    """Tensor of a network."""
 
     shape: tuple[int, ...]
     dtype: str
-    name: str = ""
-    origin: tuple[PluginLayer, int] | None = None
 
 
 @dataclass
@@ -103,7 +101,7 @@ class Definition:
     def __call__(
         self, *tensors: NetworkTensor, **attributes: Any
     ) -> tuple[Definition, tuple[NetworkTensor, ...], dict[str, Any]]:
-        assert all(isinstance(tensor, NetworkTensor) for tensor in tensors)
+        assert all(len(tensor.shape) > 0 and tensor.dtype is not None for tensor in tensors)
         assert len(tensors) == len(self.inputs)
         assert list(attributes) == self.attributes, "attributes come in the order of the registration"
         assert all(type(value) is int for value in attributes.values())
@@ -183,11 +181,7 @@ class PluginLayer:
         self.kernel, self.ptx, self.launch, self.numbers = definition.implement(
             *described, *attributes.values(), self.described, 0
         )
-        shape = tuple(-1 for _ in range(2))
-        self.outputs = [
-            NetworkTensor((*shape, *(-1 for _ in range(len(desc.shape_expr) - 2))), desc.dtype, origin=(self, index))
-            for index, desc in enumerate(self.described)
-        ]
+        self.outputs = [NetworkTensor((-1,) * len(desc.shape_expr), desc.dtype) for desc in self.described]
 
     def get_output(self, index: int) -> NetworkTensor:
         return self.outputs[index]
@@ -232,3 +226,40 @@ class PluginNetwork:
             found = layer.run([values[tensor] for tensor in layer.inputs], launcher)
             values.update(zip(layer.outputs, found, strict=True))
         return values
+
+
+class WithPlugins:
+    """A module without plugins, and with them."""
+
+    __name__ = "tensorrt"
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.plugin = PluginModule()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+
+class NetworkWithPlugins:
+    """A network of a module without plugins.
+
+    What a plugin gives is an input of it, behind an identity because no input can be an output.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self.plugins: list[PluginLayer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def add_plugin(self, created: tuple[Definition, Any, dict[str, int]], aot: bool) -> Any:
+        assert aot, "compiled ahead of time"
+        layer = PluginLayer(*created)
+        self.plugins.append(layer)
+        inputs = [
+            self._network.add_input(f"{layer.kernel}_{index}", desc.dtype, (-1,) * len(desc.shape_expr))
+            for index, desc in enumerate(layer.described)
+        ]
+        return SimpleNamespace(get_output=lambda index: self._network.add_identity(inputs[index]).get_output(0))
