@@ -18,7 +18,8 @@ from nemodiff_trt.vocabulary import Precision, Role
 class PassOptions:
     """What passes may know of the build.
 
-    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`.
+    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`. `plugins` are names of
+    operators that the target runs as they are, by kernels of the project.
     """
 
     role: Role
@@ -28,10 +29,16 @@ class PassOptions:
     adapter: AdapterFacts | None = None
     adapter_form: AdapterForm = AdapterForm.LOW_RANK
     keep_logits: bool = False
+    plugins: frozenset[str] = frozenset()
 
     @property
     def drafts_with_adapter(self) -> bool:
         return self.role.uses_adapter and self.adapter is not None and self.adapter_form is not AdapterForm.NONE
+
+    @property
+    def merges_adapter(self) -> bool:
+        """A role whose tokens differ in whether the adapter applies needs the branch: one matrix serves all tokens or none."""
+        return self.drafts_with_adapter and self.adapter_form is AdapterForm.MERGED and not self.role.takes_layout
 
 
 @dataclass(frozen=True, slots=True)

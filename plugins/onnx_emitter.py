@@ -54,12 +54,16 @@ class OnnxEmitter:
             self._written[key] = output
         return self._written[key]
 
+    def ops(self, kind: str, inputs: list[str], num_outputs: int, **attributes: Any) -> tuple[str, ...]:
+        """Emit one node of several outputs. Returns their names."""
+        name = f"{kind}_{len(self.nodes)}"
+        outputs = tuple(f"{name}_{index}" for index in range(num_outputs))
+        self.nodes.append(helper.make_node(kind, inputs, list(outputs), name=name, **attributes))
+        return outputs
+
     def split(self, name: str, sizes: list[int], axis: int) -> tuple[str, ...]:
         """Emit `Split` of `name` into pieces of `sizes` along `axis`."""
-        outputs = tuple(f"Split_{len(self.nodes)}_{piece}" for piece in range(len(sizes)))
-        inputs = [name, self.constant(np.array(sizes, dtype=np.int64))]
-        self.nodes.append(helper.make_node("Split", inputs, list(outputs), name=f"Split_{len(self.nodes)}", axis=axis))
-        return outputs
+        return self.ops("Split", [name, self.integers(*sizes)], len(sizes), axis=axis)
 
     def constant(self, array: np.ndarray) -> str:
         """Name of an initializer with the content of `array`; meant for shapes, indices and scalars."""

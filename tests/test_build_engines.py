@@ -165,7 +165,7 @@ def test_one_flipped_byte_in_any_file_makes_opening_fail_with_its_name(built: Bu
     ("args", "line"),
     [
         (["--precision", "bf16"], "--precision: got 'bf16', allowed: fp32, fp16 for target onnxruntime"),
-        (["--modes", "quadratic"], "--modes: got 'quadratic', allowed: ar, diffusion, self_speculation"),
+        (["--modes", "quadratic", "--quadratic-block-length", "1"], "--quadratic-block-length: got 1, allowed: an integer"),
         (["--modes", "ar,chat"], "--modes: got 'ar,chat', allowed: ar, diffusion, self_speculation, quadratic"),
         (["--target", "tensorrt-rtx"], "--precision: got 'fp32', allowed: bf16, fp16 for target tensorrt-rtx"),
         (["--weights", "embedded"], "--weights: got 'embedded', allowed: shared"),

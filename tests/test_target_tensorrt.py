@@ -38,7 +38,7 @@ from support.graphs import pass_options
 
 ROLES = list(PIPELINES[Target.TENSORRT_RTX])
 CAPACITY = 64
-LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16}
+LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16, "quadratic_block_length": 3}
 # Fused attention exists for heads of 32 and more.
 CONFIG = tiny_config(head_dim=32)
 
@@ -66,7 +66,7 @@ def tensors(count: int, get: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
 def test_a_network_has_the_tensors_of_the_contract(captured: StepGraph, role: Role) -> None:
     network, graph = network_of(captured, role)
     contract = step_contract(role, CONFIG, Precision.BF16)
-    types = {"int64": trt.int64, "float32": trt.float32, "bfloat16": trt.bfloat16}
+    types = {"int64": trt.int64, "float32": trt.float32, "bfloat16": trt.bfloat16, "bool": trt.bool}
     extents = {"B": -1, "S": -1, "K": CAPACITY}
     sides = (
         (tensors(network.num_inputs, network.get_input), contract.inputs, {str(n.target) for n in graph.weight_nodes()}),
@@ -128,7 +128,7 @@ def test_an_unscaled_query_is_refused(captured: StepGraph) -> None:
 def test_every_step_within_the_limits_has_one_profile(role: Role, max_batch_size: int) -> None:
     limits = Limits(**{**LIMITS, "max_batch_size": max_batch_size})
     profiles = step_profiles(role, limits)
-    longest = {Role.PREFILL: 16, Role.DECODE: 1}.get(role, 8)
+    longest = {Role.PREFILL: 16, Role.DECODE: 1, Role.QUADRATIC: 12}.get(role, 8)
     for batch in range(1, max_batch_size + 1):
         for step in range(1, longest + 1):
             assert sum(profile.accepts(batch, step) for profile in profiles) == 1
@@ -159,20 +159,22 @@ def rtx_options(output: Path, **changes: Any) -> CompileOptions:
 @pytest.fixture(scope="module")
 def unbound(geometry_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "unbound"
-    compile_bundle(rtx_options(output, config=str(geometry_dir), sm=(120, 121), strict=True))
+    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), modes=tuple(Mode), strict=True)
+    compile_bundle(options)
     return output
 
 
 def test_a_bundle_without_weights_says_so(unbound: Path) -> None:
     manifest = Bundle.open(unbound).manifest
     assert (manifest.has_weights, manifest.sms, manifest.adapter.rank) == (False, (120, 121), 4)
-    assert set(manifest.files) == {f"engines/{role}.plan" for role in ROLES} | {"report.json"}
+    assert set(manifest.files) == {f"engines/{role}.plan" for role in manifest.roles} | {"report.json"}
     for role, engine in manifest.roles.items():
         assert len(engine.scratch) == (0 if role is Role.DECODE else CONFIG.num_hidden_layers)
         assert set(engine.weights) <= set(manifest.weights)
-    assert set(manifest.roles[Role.DRAFT].weights) - set(manifest.roles[Role.VERIFY].weights) == {
-        f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight" for layer in range(2) for matrix in "AB"
-    }
+    for role in (Role.DRAFT, Role.QUADRATIC):
+        assert set(manifest.roles[role].weights) - set(manifest.roles[Role.VERIFY].weights) == {
+            f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight" for layer in range(2) for matrix in "AB"
+        }
 
 
 def test_a_bound_bundle_has_the_weights_of_a_build_from_the_checkpoint(

@@ -31,7 +31,7 @@ from support.checkpoints import tiny_config
 from support.graphs import ADAPTER, pass_options
 
 # Large enough that copies of caches and weights stand out, small enough to compile in a fraction of a second. Nothing has data.
-LIMITS = Limits(max_batch_size=1, max_seq_len=992, block_length=32, prefill_chunk=64)
+LIMITS = Limits(max_batch_size=1, max_seq_len=992, block_length=32, prefill_chunk=64, quadratic_block_length=5)
 CONFIG = tiny_config(
     hidden_size=512,
     intermediate_size=1024,

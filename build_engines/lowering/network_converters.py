@@ -26,7 +26,13 @@ def network_dtype(api: Any, dtype: torch.dtype) -> Any:
     Raises:
         LoweringError: TensorRT has no such type here.
     """
-    known = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.int64: "int64"}
+    known = {
+        torch.float32: "float32",
+        torch.float16: "float16",
+        torch.bfloat16: "bfloat16",
+        torch.int64: "int64",
+        torch.bool: "bool",
+    }
     if dtype not in known:
         raise LoweringError(f"{dtype} has no TensorRT type here")
     return getattr(api, known[dtype])
@@ -71,6 +77,12 @@ def _split(emit: NetworkEmitter, x: NetworkTensor, sizes: list[int], dim: int = 
     return tuple(emit.slice_axis(x, axis, start, size) for start, size in zip(starts, sizes, strict=True))
 
 
+def _unsqueeze(emit: NetworkEmitter, x: NetworkTensor, dim: int) -> NetworkTensor:
+    if dim not in (-1, len(x.shape)):
+        raise LoweringError(f"an axis is added behind the others only, not at {dim}")
+    return emit.reshape(x, (0,) * len(x.shape) + (1,))
+
+
 def _to_copy(emit: NetworkEmitter, x: NetworkTensor, dtype: torch.dtype) -> NetworkTensor:
     return emit.cast(x, network_dtype(emit.api, dtype))
 
@@ -85,6 +97,7 @@ NETWORK_CONVERTERS: dict[Any, Converter] = {
     _aten.silu.default: _silu,
     _aten.mul.Tensor: _binary("PROD"),
     _aten.add.Tensor: _binary("SUM"),
+    _aten.unsqueeze.default: _unsqueeze,
     _aten.split_with_sizes.default: _split,
     _aten._to_copy.default: _to_copy,  # noqa: SLF001 - the operator's own name
     operator.getitem: _getitem,

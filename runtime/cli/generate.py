@@ -22,6 +22,7 @@ from nemodiff_trt.runtime.cli.options import (
     Threshold,
     Verify,
 )
+from nemodiff_trt.runtime.cli.sampling_options import SamplingArguments, read_sampling
 
 if TYPE_CHECKING:
     from nemodiff_trt.runtime.answer import GenerationResult
@@ -36,7 +37,7 @@ STATS_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateArguments:
+class GenerateArguments(SamplingArguments):
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
@@ -53,6 +54,13 @@ class GenerateArguments:
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="diffusion: passes a block, instead of a threshold.")
     ] = None
+    draft_groups: Annotated[
+        int | None,
+        typer.Option("--draft-groups", metavar="K", help="quadratic: draft for the K most likely lengths of acceptance only."),
+    ] = None
+    num_leaves: Annotated[
+        int, typer.Option("--num-leaves", metavar="N", help="self_speculation: verify N second choices beside a draft.")
+    ] = 0
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="T", help="Text that ends an answer; repeatable.")] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")] = False
     chat: Annotated[
@@ -82,10 +90,13 @@ def generate(arguments: GenerateArguments) -> None:
         block_length=arguments.block_length,
         threshold=arguments.threshold,
         steps=arguments.steps,
+        draft_groups=arguments.draft_groups,
+        num_leaves=arguments.num_leaves,
         stop=tuple(arguments.stop or ()),
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,
         enable_thinking=arguments.thinking,
+        sampling=read_sampling(arguments),
     )
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)

@@ -24,7 +24,7 @@ from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
 
-ALL_ROLES = roles_for((Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION))
+ALL_ROLES = roles_for(tuple(Mode))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+"""Which row decodes which mode."""
+
+from __future__ import annotations
+
+from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
+from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
+from nemodiff_trt.runtime.rows.diffusion import DiffusionRow
+from nemodiff_trt.runtime.rows.prompt import PromptRow
+from nemodiff_trt.runtime.rows.quadratic import PrunedQuadraticRow, QuadraticRow
+from nemodiff_trt.runtime.rows.row_decoder import RowDecoder
+from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
+from nemodiff_trt.runtime.rows.tree_speculation import TreeSpeculationRow
+from nemodiff_trt.vocabulary import Mode
+
+
+def start_row(
+    prompt: PromptRow,
+    options: GenerationOptions,
+    model: ModelConfig,
+    limits: Limits,
+    acceptance: dict[int, AcceptanceHistogram],
+) -> RowDecoder:
+    """The decoder of a request whose prompt is cached and whose first token is emitted.
+
+    Args:
+        prompt: with nothing remaining.
+        options: of the request.
+        model: gives the mask id.
+        limits: gives the block length where the request gives none.
+        acceptance: what pruned quadratic requests learned so far, by block length; a missing entry is made.
+    """
+    sequence, num_cached, block_length = prompt.sequence, prompt.num_cached, options.block_length_for(limits)
+    decider, mask = prompt.decider, model.mask_token_id
+    if options.mode is Mode.AR:
+        return AutoregressiveRow(sequence, num_cached, decider)
+    if options.mode is Mode.DIFFUSION:
+        return DiffusionRow(sequence, num_cached, block_length, mask, decider, options.commit_rule())
+    if options.mode is Mode.QUADRATIC:
+        if options.draft_groups is None:
+            return QuadraticRow(sequence, num_cached, block_length, mask, decider)
+        histogram = acceptance.setdefault(block_length, AcceptanceHistogram(block_length))
+        return PrunedQuadraticRow(sequence, num_cached, block_length, mask, decider, options.draft_groups, histogram)
+    if options.num_leaves:
+        return TreeSpeculationRow(sequence, num_cached, block_length, mask, decider, options.num_leaves)
+    return SelfSpeculationRow(sequence, num_cached, block_length, mask, decider, options.threshold or 0.0)
