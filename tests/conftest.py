@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.config import ModelConfig
+from support.bundles import build_bundle
 from support.checkpoints import random_checkpoint, tiny_config
 from support.time_limits import SLOW_TIMEOUT_S, folder_timeout_s
 
@@ -54,6 +56,17 @@ def tiny_checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_checkpoint_dir: Path) -> Checkpoint:
     return Checkpoint.open(tiny_checkpoint_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_dir(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of the tiny checkpoint with all modes. Shared: do not write to it, copy it."""
+    return build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundle_dir: Path) -> Bundle:
+    return Bundle.open(tiny_bundle_dir)
 
 
 @pytest.fixture

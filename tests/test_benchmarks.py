@@ -18,7 +18,6 @@ from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.tokenizer import Tokenizer
-from support.bundles import build_bundle
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PROMPTS = [[1, 200, 300, 210], [10, 390, 128, 129, 130, 131]]
@@ -31,9 +30,8 @@ def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TriModeLM:
-    bundle = Bundle.open(build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny"))
-    return TriModeLM(OnnxRuntimeSession.open(bundle, num_threads=1), Tokenizer.from_dir(bundle.tokenizer_dir))
+def model(tiny_bundle: Bundle) -> TriModeLM:
+    return TriModeLM(OnnxRuntimeSession.open(tiny_bundle, num_threads=1), Tokenizer.from_dir(tiny_bundle.tokenizer_dir))
 
 
 class TestDecodeSpeed:

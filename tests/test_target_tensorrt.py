@@ -181,7 +181,8 @@ def test_a_bound_bundle_has_the_weights_of_a_build_from_the_checkpoint(
     unbound: Path, checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     bound = bind_checkpoint(unbound, checkpoint_dir, tmp_path / "bound")
-    built = compile_bundle(rtx_options(tmp_path / "built", checkpoint=str(checkpoint_dir), modes=(Mode.SELF_SPECULATION,)))
+    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.SELF_SPECULATION,)}
+    built = compile_bundle(rtx_options(tmp_path / "built", max_batch_size=1, **facts))
     weights = "weights/shared.safetensors"
     assert bound.manifest.has_weights
     assert bound.manifest.files[weights] == built.manifest.files[weights]
@@ -213,7 +214,7 @@ def test_a_checkpoint_without_adapter_is_bound_on_request_only(unbound: Path, tm
 
 
 def test_embedded_weights_are_inside_the_plans(checkpoint_dir: Path, tmp_path: Path) -> None:
-    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.AR,)}
+    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.AR,), "max_batch_size": 1}
     shared = compile_bundle(rtx_options(tmp_path / "shared", **facts))
     embedded = compile_bundle(rtx_options(tmp_path / "embedded", weights=WeightStorage.EMBEDDED, **facts))
     for role, engine in embedded.manifest.roles.items():
@@ -225,7 +226,7 @@ def test_embedded_weights_are_inside_the_plans(checkpoint_dir: Path, tmp_path: P
 
 
 def test_a_merged_adapter_is_a_second_output_projection(geometry_dir: Path, tmp_path: Path) -> None:
-    facts = {"config": str(geometry_dir), "modes": (Mode.SELF_SPECULATION,)}
+    facts = {"config": str(geometry_dir), "modes": (Mode.SELF_SPECULATION,), "max_batch_size": 1}
     options = rtx_options(tmp_path / "merged", draft_adapter=AdapterForm.MERGED, **facts)
     weights = compile_bundle(options).manifest.roles[Role.DRAFT].weights
     assert sorted(name for name in weights if "o_proj" in name) == [
@@ -314,7 +315,7 @@ def test_inspect_wants_one_bundle(unbound: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_strict_build_fails_on_a_warning(geometry_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_memory_module, "MAX_RATIO", 1.0)
-    facts = {"config": str(geometry_dir), "modes": (Mode.AR,)}
+    facts = {"config": str(geometry_dir), "modes": (Mode.AR,), "max_batch_size": 1}
     with pytest.raises(AuditError, match="1 findings, the first: duplicated_weights: the roles keep"):
         compile_bundle(rtx_options(tmp_path / "out", strict=True, **facts))
     assert list(tmp_path.iterdir()) == []
