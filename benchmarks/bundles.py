@@ -30,6 +30,7 @@ def build(
     block_length: int,
     prefill_chunk: int = 256,
     max_batch_size: int = 8,
+    sampling: bool = False,
 ) -> BuildCost:
     """Compile `checkpoint` into `output`.
 
@@ -46,6 +47,7 @@ def build(
         "max-batch-size": str(max_batch_size),
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+    arguments += ["--sampling"] if sampling else []
     with tempfile.TemporaryFile() as errors:
         begin = time.perf_counter()
         process = subprocess.Popen(

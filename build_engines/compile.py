@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.model_source import ModelSource, open_source
-from nemodiff_trt.build_engines.report import RoleGraph, report_content
+from nemodiff_trt.build_engines.report import RoleGraph, realised_operators, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
 from nemodiff_trt.build_engines.stored_weights import plan_weights
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines, builder_for
@@ -25,6 +26,7 @@ from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
+from nemodiff_trt.plugins.realisations import plugin_operators
 from nemodiff_trt.vocabulary import Role
 
 
@@ -36,12 +38,12 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         NemodiffError: a pass, the lowering, the compiler, the parity check or a strict audit failed. Nothing is left behind.
     """
     check_output(options.output, options.force)
-    build = builder_for(options.target)
+    build = builder_for(options.target, options.plugins)
     clock = StageClock(listener or SilentListener())
     with clock.stage("open model"):
         source = open_source(options)
         options.check_model(source.model)
-        key = build_key(source.identity, options, tool_versions(options.target))
+        key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
             dtype = getattr(torch, ENGINE_FLOAT[options.precision])
@@ -61,8 +63,18 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
                 copy_tokenizer(source.tokenizer_dir, writer.path)
             report = report_content(roles, built, key, clock.seconds, writer.path)
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            writer.publish(_manifest(options, source, built, stored, key, writer))
+            realised = realised_operators(graphs.values(), options.target)
+            writer.publish(_manifest(source, built, stored, writer, BuildFacts(options, key, realised)))
     return Bundle.open(options.output, verify=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFacts:
+    """What was asked for, the build key, and how operators came to be realised."""
+
+    options: CompileOptions
+    key: str
+    operators: dict[str, str]
 
 
 @contextmanager
@@ -87,6 +99,7 @@ def _run_passes(captured: StepGraph, source: ModelSource, options: CompileOption
             adapter_form=options.draft_adapter,
             keep_logits=options.sampling,
             cache_capacity=options.limits.cache_capacity,
+            plugins=plugin_operators(options.target) if options.plugins else frozenset(),
         )
         reports = run_pipeline(graph, PIPELINES[options.target][role], pass_options)
         roles[role] = RoleGraph(graph, reports)
@@ -105,8 +118,9 @@ def _write_weights(
 
 
 def _manifest(
-    options: CompileOptions, source: ModelSource, built: BuiltEngines, stored: StoredWeights, key: str, writer: BundleWriter
+    source: ModelSource, built: BuiltEngines, stored: StoredWeights, writer: BundleWriter, facts: BuildFacts
 ) -> Manifest:
+    options = facts.options
     return Manifest(
         model=source.model,
         target=options.target,
@@ -116,12 +130,13 @@ def _manifest(
         keep_logits=options.sampling,
         adapter=source.adapter,
         roles=built.roles,
+        operators=facts.operators,
         weights=stored.layouts,
         weight_shapes=stored.shapes,
         weight_storage=options.weights,
         has_weights=source.tensors is not None,
         sms=built.sms,
-        build_key=key,
-        tool_versions=tool_versions(options.target),
+        build_key=facts.key,
+        tool_versions=tool_versions(options.target, options.plugins),
         files=writer.file_entries(),
     )

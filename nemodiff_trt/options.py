@@ -16,7 +16,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.full_size import FULL_SIZE_CONFIGS
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target, roles_for
 
 DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
@@ -28,14 +28,11 @@ _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     Target.TENSORRT: (Precision.BF16, Precision.FP16),
     Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
-_MODES: dict[Target, tuple[Mode, ...]] = {
-    Target.ONNXRUNTIME: (*DEFAULT_MODES, Mode.QUADRATIC),
-    Target.TENSORRT_RTX: DEFAULT_MODES,
-    Target.TENSORRT: DEFAULT_MODES,
-    Target.INDUCTOR: (*DEFAULT_MODES, Mode.QUADRATIC),
-}
+_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, BUILT_MODES)
 # Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
 TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
+# Targets whose engines may hold kernels that the compiler knows nothing of.
+PLUGIN_TARGETS = (Target.TENSORRT, Target.INDUCTOR)
 _GPU_TARGETS = (Target.TENSORRT_RTX, Target.TENSORRT)
 
 
@@ -93,6 +90,9 @@ class CompileOptions:
     prefill_chunk: int = _build(256, "Longest piece of a prompt that one prefill step takes, in tokens.")
     sampling: bool = _build(False, "Also return logits, which sampling needs.")
     draft_adapter: AdapterForm = _build(AdapterForm.LOW_RANK, "How drafting applies the adapter.")
+    plugins: bool = _build(
+        False, "Run operators by the project's own kernels, not by what the compiler makes of them. tensorrt, inductor."
+    )
     calibration: Path | None = _build(None, "Calibration statistics for quantised precisions.")
     strict: bool = _run(False, "Fail on any finding of the plan audit with severity warning.")
     force: bool = _run(False, "Replace an existing bundle once the new one is complete.")
@@ -127,6 +127,8 @@ class CompileOptions:
                 "config", self.config, f"a checkpoint instead: target {self.target} keeps weights in the bundle"
             )
         self._check_sm()
+        if self.plugins and self.target not in PLUGIN_TARGETS:
+            raise InvalidInputError("plugins", True, f"off for target {self.target}, which has none")
         if self.weights is not WeightStorage.SHARED:
             if self.target not in _GPU_TARGETS:
                 raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")

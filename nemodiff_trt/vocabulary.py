@@ -6,12 +6,13 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """What the user asks for."""
+    """What the user asks for. `auto` leaves the choice between `ar` and `self_speculation` to the runtime."""
 
     AR = "ar"
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
     QUADRATIC = "quadratic"
+    AUTO = "auto"
 
 
 class Role(StrEnum):
@@ -67,7 +68,12 @@ MODE_ROLES: dict[Mode, tuple[Role, ...]] = {
     Mode.DIFFUSION: (Role.PREFILL, Role.DENOISE, Role.VERIFY),
     Mode.SELF_SPECULATION: (Role.PREFILL, Role.DRAFT, Role.VERIFY),
     Mode.QUADRATIC: (Role.PREFILL, Role.QUADRATIC),
+    Mode.AUTO: (Role.PREFILL, Role.DECODE, Role.DRAFT, Role.VERIFY),
 }
+
+
+# What engines are built for; `auto` uses those of others.
+BUILT_MODES = tuple(mode for mode in Mode if mode is not Mode.AUTO)
 
 
 def roles_for(modes: tuple[Mode, ...]) -> tuple[Role, ...]:

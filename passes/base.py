@@ -18,7 +18,8 @@ from nemodiff_trt.vocabulary import Precision, Role
 class PassOptions:
     """What passes may know of the build.
 
-    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`.
+    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`. `plugins` are names of
+    operators that the target runs as they are, by kernels of the project.
     """
 
     role: Role
@@ -28,6 +29,7 @@ class PassOptions:
     adapter: AdapterFacts | None = None
     adapter_form: AdapterForm = AdapterForm.LOW_RANK
     keep_logits: bool = False
+    plugins: frozenset[str] = frozenset()
 
     @property
     def drafts_with_adapter(self) -> bool:

@@ -6,6 +6,8 @@ after:  rms_norm_reference(x, w, eps)              a Python function of aten cal
 before: nemodiff::attention(q, k, v, cache_length, H, causal), once per layer
 after:  attend_visible(q, k, v, visible, H)        with one visible = visible_slots(q, k, cache_length, causal) for all layers
 
+Operators that the build wants as plugins stay as they are.
+
 nemodiff::masked_attention likewise, with visible_step_slots(k, cache_length, step_mask).
 
 The used length of the cache is known only when a step runs; it becomes the extent of `visible`, so that compiled attention
@@ -18,8 +20,8 @@ import torch
 from torch import fx
 
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
-from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
-from nemodiff_trt.plugins import OPS
+from nemodiff_trt.passes.graph import NODE_FORM, NODE_OPERATOR, NODE_VALUE, StepGraph, operator_name
+from nemodiff_trt.plugins import OPS, Form
 from nemodiff_trt.plugins.attention import attend_visible, visible_slots
 from nemodiff_trt.plugins.masked_attention import visible_step_slots
 
@@ -32,7 +34,11 @@ def decompose_plugins(graph: StepGraph, options: PassOptions) -> PassReport:
     """Count: operators that became plain torch."""
     masks: dict[tuple[object, ...], fx.Node] = {}
     changed, refusals = 0, []
-    for node in [node for node in graph.graph.nodes if getattr(node.target, "namespace", None) == "nemodiff"]:
+    for node in [node for node in graph.graph.nodes if operator_name(node) is not None]:
+        name = operator_name(node)
+        if name in options.plugins:
+            node.meta[NODE_FORM] = Form.TRITON
+            continue
         reason = _refusal(node)
         if reason:
             refusals.append(Refusal(node.name, reason))
@@ -41,6 +47,7 @@ def decompose_plugins(graph: StepGraph, options: PassOptions) -> PassReport:
             _split_attention(graph, node, masks)
         else:
             node.target = _REFERENCES[node.target]
+        node.meta[NODE_OPERATOR] = name
         changed += 1
     return PassReport(decompose_plugins.__name__, changed, tuple(refusals))
 

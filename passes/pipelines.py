@@ -11,6 +11,7 @@ from nemodiff_trt.passes.expose_queries import expose_queries
 from nemodiff_trt.passes.fuse_gate_up import fuse_gate_up
 from nemodiff_trt.passes.fuse_qkv import fuse_qkv
 from nemodiff_trt.passes.gate_adapter_rows import gate_adapter_rows
+from nemodiff_trt.passes.place_plugins import place_plugins
 from nemodiff_trt.passes.scale_queries import scale_queries
 from nemodiff_trt.passes.select_last_position import select_last_position
 from nemodiff_trt.passes.set_attention_direction import set_attention_direction
@@ -57,12 +58,18 @@ def keys_and_values(options: PassOptions) -> int:
     return 2 * options.model.num_hidden_layers
 
 
+def kept_plugins(options: PassOptions) -> int:
+    """Operators that stay for a kernel of the project: attention per layer, the decision head."""
+    attention = "masked_attention" if options.role.takes_layout else "attention"
+    return options.model.num_hidden_layers * (attention in options.plugins) + ("decision_head" in options.plugins)
+
+
 def plugins_outside_the_cache(options: PassOptions) -> int:
     """Two norms, two rotations and attention per layer; final norm and decision head; positions, unless they are an input;
-    and the row a prefill selects.
+    and the row a prefill selects. Without those that stay.
     """
     others = {Role.PREFILL: 4, Role.QUADRATIC: 2}.get(options.role, 3)
-    return 5 * options.model.num_hidden_layers + others
+    return 5 * options.model.num_hidden_layers + others - kept_plugins(options)
 
 
 _FUSE = (Stage(share_rotary_tables, unscaled_layers), Stage(fuse_qkv, per_layer), Stage(fuse_gate_up, per_layer))
@@ -84,9 +91,11 @@ _FOR_TORCH = (
     _VERIFY,
 )
 # Matrices stay [out,in]: the network's own product transposes them for nothing.
-_FOR_ONE_TOKEN = (*_FUSE, Stage(scale_queries, per_layer), _VERIFY)
+_FOR_ONE_TOKEN = (*_FUSE, Stage(scale_queries, per_layer), Stage(place_plugins, kept_plugins), _VERIFY)
 # The scaled query is what attention reads, so it is scaled before it is exposed.
-_FOR_BLOCKS = (*_FUSE, Stage(scale_queries, per_layer), Stage(expose_queries, per_layer), _VERIFY)
+_FOR_BLOCKS = (
+    *_FUSE, Stage(scale_queries, per_layer), Stage(expose_queries, per_layer), Stage(place_plugins, kept_plugins), _VERIFY
+)  # fmt: skip
 
 _DECIDE = Stage(attach_decision_head, once)
 _SELECT = Stage(select_last_position, once)

@@ -31,7 +31,7 @@ OPS: tuple[Op, ...] = (
     Op("attention", attention_reference, EVERYWHERE),
     Op("masked_attention", masked_attention_reference, EVERYWHERE),
     Op("select_position", select_position_reference),
-    Op("decision_head", decision_head_reference, EVERYWHERE),
+    Op("decision_head", decision_head_reference, EVERYWHERE | {Form.PLUGIN}),
     Op("decision_top_k", decision_top_k_reference, EVERYWHERE),
     Op("next_block", next_block_reference, EVERYWHERE),
     Op("commit_masks", commit_masks_reference, EVERYWHERE),

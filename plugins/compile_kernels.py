@@ -82,7 +82,7 @@ def compile_build(build: KernelBuild, sm: int, output: Path) -> Record:
     known = _read_record(stem, key)
     if known is not None:
         return {**known, "is_cached": True}
-    compiled = _compile(build, sm)
+    compiled = compile_for(build, sm)
     contents = {"cubin": compiled.asm["cubin"], "ptx": compiled.asm["ptx"].encode()}
     for suffix, content in contents.items():
         _file(stem, suffix).write_bytes(content)
@@ -111,7 +111,17 @@ def build_key(build: KernelBuild, sm: int) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _compile(build: KernelBuild, sm: int) -> Any:
+def compile_for(build: KernelBuild, sm: int, ptx_version: int | None = None) -> Any:
+    """Triton's own result: PTX and cubin under `asm`, and `metadata`.
+
+    Args:
+        build: a configuration.
+        sm: compute capability without the dot.
+        ptx_version: of the PTX language, 88 for 8.8; None for the newest that triton knows.
+
+    Raises:
+        KernelError: triton does not compile it.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -120,7 +130,7 @@ def _compile(build: KernelBuild, sm: int) -> Any:
     signature = {name: build.types.get(name, "constexpr") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
     source = ASTSource(build.kernel, signature, dict(build.constants), attributes)
-    options = {"num_warps": build.num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": build.num_warps, "enable_fp_fusion": True, "ptx_version": ptx_version}
     try:
         return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     except Exception as error:

@@ -27,11 +27,15 @@ NetworkValue = NetworkTensor | Heads | tuple[NetworkTensor, ...]
 
 
 class NetworkEmitter:
-    """A network under construction. `weights` of the graph are tensors like any other here."""
+    """A network under construction. `weights` of the graph are tensors like any other here.
 
-    def __init__(self, api: Any, network: Any) -> None:
+    `plugin_sm` is the compute capability that kernels of plugins are compiled for; None where there are no plugins.
+    """
+
+    def __init__(self, api: Any, network: Any, plugin_sm: int | None = None) -> None:
         self.api = api
         self.network = network
+        self.plugin_sm = plugin_sm
         # The network refers to the memory of constants until it is compiled.
         self._arrays: list[np.ndarray] = []
         self._once: dict[tuple[Any, ...], NetworkTensor] = {}

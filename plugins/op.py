@@ -22,14 +22,16 @@ class Form(StrEnum):
     ONNX: a function of an `OnnxEmitter` that writes standard ONNX operators.
     NETWORK: a function of a `NetworkEmitter` that adds native TensorRT layers.
     TRITON: a `TritonForm`: kernels, how to launch them, what they take, the configurations that are compiled ahead of time.
+    PLUGIN: as NETWORK, with plugins of the full TensorRT that hold those kernels.
     """
 
     ONNX = "onnx_form"
     NETWORK = "network_form"
     TRITON = "triton_form"
+    PLUGIN = "plugin_form"
 
 
-_SUFFIX = {Form.ONNX: "onnx", Form.NETWORK: "network", Form.TRITON: "triton"}
+_SUFFIX = {Form.ONNX: "onnx", Form.NETWORK: "network", Form.TRITON: "triton", Form.PLUGIN: "plugin"}
 LOWERED = frozenset({Form.ONNX, Form.NETWORK})
 EVERYWHERE = LOWERED | {Form.TRITON}
 

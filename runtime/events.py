@@ -17,8 +17,9 @@ class RowStep:
     1, 2, ... as `drafted` (with several draft passes: after the last one), and the verify run reports them again with
     `accepted`, how many of them entered the answer; after these, `emitted` holds one more token, the verifier's own, unless
     the answer ended. `committed` are (offset in the block, token) pairs fixed by a denoise or draft pass, the seed being
-    offset 0; tokens right of the end of an answer may be committed and never emitted. `logprobs` has an entry for every emitted
-    token where the request asks for them.
+    offset 0; tokens right of the end of an answer may be committed and never emitted. A quadratic run verifies what the one
+    before it drafted, and reports as a verify run does. `logprobs` has an entry for every emitted token where the request asks
+    for them.
     """
 
     emitted: list[int]

@@ -42,12 +42,13 @@ class Sequence:
     `tokens` is the answer so far, its last token not yet in the cache. `forward_passes` counts the engine runs after prefill
     that decoded it, `draft_passes` those that denoised or drafted, `cycles` its blocks or speculation cycles,
     `accepted_drafts` the drafted tokens that entered the answer, `reused_tokens` those of the prompt whose keys and values
-    were copied from another row.
+    were copied from another row, `step_tokens` the tokens of its row in all runs counted as `forward_passes`.
     """
 
     __slots__ = (
         "_budget_end", "_end_think", "_eos", "_limit", "accepted_drafts", "cycles", "draft_passes", "finish_reason",
-        "forward_passes", "prefill_passes", "prompt", "reused_tokens", "tokens", "was_cut",
+        "forward_passes", "prefill_passes", "prompt", "reused_tokens", "step_tokens", "tokens",
+        "was_cut",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +79,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.was_cut = False
         self.prefill_passes = self.forward_passes = self.draft_passes = self.cycles = self.accepted_drafts = 0
-        self.reused_tokens = 0
+        self.reused_tokens = self.step_tokens = 0
         self._limit = min(max_new_tokens, max_seq_len - len(prompt))
         self._eos = _NEVER if eos_token_id is None else eos_token_id
         self._end_think = _NEVER if thinking is None else thinking.end_token_id

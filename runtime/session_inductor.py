@@ -6,7 +6,7 @@ the same physical pages. Keys and values are written in place; what a step needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.cpu_features import missing_features
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.device_steps import DeviceStep, HostQueue, Work
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
@@ -160,6 +161,31 @@ class InductorSession:
         fill_inputs(binding, input_ids, cache, last_index, layout)
         token, confidence, *others = binding.run(binding.inputs)
         return StepOutput(token.numpy(), confidence.numpy(), others[0].numpy() if self._has_logits else None)
+
+    @property
+    def queue(self) -> HostQueue:
+        """Steps run at once."""
+        return HostQueue()
+
+    def device_step(self, role: Role, step: int, cache: KVCache[Any]) -> DeviceStep:
+        """Bind a step to tensors that stay, see `DeviceSession`.
+
+        Raises:
+            InvalidInputError: role, step length or cache do not fit this session.
+        """
+        if not isinstance(cache, TorchCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        token = torch.zeros((cache.batch_size, step), dtype=torch.int64)
+
+        def launch() -> None:
+            token.copy_(binding.run(binding.inputs)[0])
+
+        return DeviceStep(binding.inputs[0], binding.inputs[1], token, launch, lambda: None)
+
+    def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:  # noqa: ARG002 - see `DeviceSession`
+        """`work` itself: a CPU has no graphs."""
+        return work
 
     def _bind(self, role: Role, step: int, cache: TorchCache) -> _Binding:
         """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""

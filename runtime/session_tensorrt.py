@@ -9,7 +9,7 @@ Every captured graph has an execution context of its own: it may refer to state 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.cuda_device import CudaDevice, Device
+from nemodiff_trt.runtime.device_steps import DeviceStep, Work
 from nemodiff_trt.runtime.gpu_check import check_device, check_memory, check_runnable, probe_device
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
@@ -92,6 +93,10 @@ class DeviceCache(KVCache[Tensor]):
         # On the stream of the steps, so in their order.
         for buffer in (*self.keys, *self.values):
             self.owner.device.copy(buffer[target, :, begin:end], buffer[source, :, begin:end])
+
+    def move(self, row: int, source: int, target: int) -> None:
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[row, :, target], buffer[row, :, source])
 
     def addresses(self) -> dict[str, int]:
         """Address of every cache tensor of a step, inputs and outputs alike."""
@@ -232,6 +237,51 @@ class TensorRTSession:
             bound.replay()
             self.device.synchronize()
         return bound.output if role is not Role.PREFILL else _kept_output(cache, step, bound.output)
+
+    @property
+    def queue(self) -> Device:
+        """The stream of this session."""
+        return self.device
+
+    def device_step(self, role: Role, step: int, cache: KVCache[Any]) -> DeviceStep:
+        """Bind a step to the device memory of inputs and results, see `DeviceSession`.
+
+        Raises:
+            InvalidInputError: role, step length or cache do not fit this session.
+            BundleError: TensorRT refused the step.
+        """
+        if not isinstance(cache, DeviceCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        check_role_and_step(role, step, self._manifest.roles, self.limits)
+        plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
+        context = self._engines.create_context(role)
+        self._configure(context, plan, cache.addresses())
+        engines, stream = self._engines, self.device.stream_handle
+
+        def launch() -> None:
+            if not context.execute_async_v3(stream):
+                raise engines.failure(role, "the step could not be run")
+
+        names = (contract.INPUT_IDS, contract.CACHE_LENGTH, contract.TOKEN)
+        ids, length, token = (self._step_tensor(plan, name) for name in names)
+        return DeviceStep(ids, length, token, launch, lambda: engines.check_capturable(role, context, stream))
+
+    def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:
+        """One CUDA graph of `work`, see `DeviceSession`; `work` itself without graphs.
+
+        Raises:
+            BundleError: a step cannot be captured.
+        """
+        if not self._cuda_graphs:
+            return work
+        for step in steps:
+            step.check_capturable()
+        return self.device.capture(work)
+
+    def _step_tensor(self, plan: StepPlan, name: str) -> Tensor:
+        binding = plan.binding(name)
+        part = self._memory[binding.buffer][binding.offset : binding.end]
+        return part.view(getattr(torch, binding.dtype)).view(binding.shape)
 
     def _run_first(self, role: Role, bound: _BoundStep) -> None:
         """Run a new shape, which also warms it up, and capture it for all further runs."""

@@ -37,11 +37,13 @@ class GenerationStats:
         prefill_passes: chunks of the prompt.
         reused_tokens: tokens of the prompt that were not computed, because another request had begun alike.
         tokens_per_forward: (new_tokens - 1) / forward_passes; exactly 1.0 in mode `ar`.
-        mean_accepted: `self_speculation` only, tokens emitted per cycle, the verifier's own token included:
+        step_tokens: tokens that the runs of `forward_passes` computed for this answer.
+        mean_accepted: `self_speculation` and `quadratic` only, tokens emitted per cycle, the verifier's own token included:
             (new_tokens - 1) / cycles.
         mean_accepted_drafts: the same without the verifier's own token.
         reference_nfe: forward evaluations as the published code counts them: one a token in `ar`; denoise passes plus one a
-            block in `diffusion`; prefill, draft passes and one verify pass a cycle in `self_speculation`.
+            block in `diffusion`; prefill, draft passes and one verify pass a cycle in `self_speculation`; prefill
+            and one a cycle in `quadratic`.
         queue_ms: time until there was room for the request.
         prefill_ms: from there to the first token.
         decode_ms: from there to the end of this answer.
@@ -54,6 +56,7 @@ class GenerationStats:
     prefill_passes: int
     reused_tokens: int
     tokens_per_forward: float | None
+    step_tokens: int
     mean_accepted: float | None
     mean_accepted_drafts: float | None
     reference_nfe: int
@@ -67,13 +70,14 @@ class GenerationStats:
     def of(cls, sequence: Sequence, mode: Mode, times: RequestTimes) -> GenerationStats:
         """Of a finished sequence and its times."""
         later_tokens = max(len(sequence.tokens) - 1, 0)
-        cycles = sequence.cycles if mode is Mode.SELF_SPECULATION else 0
+        cycles = sequence.cycles if mode in (Mode.SELF_SPECULATION, Mode.QUADRATIC) else 0
         return cls(
             new_tokens=len(sequence.tokens),
             forward_passes=sequence.forward_passes,
             prefill_passes=sequence.prefill_passes,
             reused_tokens=sequence.reused_tokens,
             tokens_per_forward=_ratio(later_tokens, sequence.forward_passes),
+            step_tokens=sequence.step_tokens,
             mean_accepted=_ratio(later_tokens, cycles),
             mean_accepted_drafts=_ratio(sequence.accepted_drafts, cycles),
             reference_nfe=reference_nfe(sequence, mode),
@@ -89,6 +93,8 @@ def reference_nfe(sequence: Sequence, mode: Mode) -> int:
     """Number of forward evaluations in the accounting of the published code (see `GenerationStats`)."""
     if mode is Mode.AR:
         return len(sequence.tokens)
+    if mode is Mode.AUTO:
+        return sequence.forward_passes + 1
     own_passes = sequence.draft_passes + sequence.cycles
     return own_passes if mode is Mode.DIFFUSION else own_passes + 1
 

@@ -34,6 +34,11 @@ class StepLayout:
         return cls(np.zeros(shape, np.int64), np.zeros((*shape, shape[-1]), np.bool_), np.zeros(shape, np.float32))
 
     @classmethod
+    def causal(cls, step: int) -> StepLayout:
+        """Of one row, as in a verify step."""
+        return cls(np.arange(step), np.tri(step, dtype=np.bool_), np.zeros(step, np.float32))
+
+    @classmethod
     def stack(cls, rows: Sequence[StepLayout]) -> StepLayout:
         """The layout of a batch from those of its rows."""
         return cls(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import LatencyModel, Policy
+from nemodiff_trt.runtime.planner.latency_model import latency_file
 from nemodiff_trt.runtime.prompts import Prompt, is_single_prompt
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.tokenizer import Tokenizer
@@ -21,21 +24,27 @@ from nemodiff_trt.tokenizer import Tokenizer
 class TriModeLM:
     """A model that answers prompts in three modes. Not safe for use from several threads at once."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, options: EngineOptions | None = None) -> None:
-        """Use `from_bundle`, or bring a session.
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        options: EngineOptions | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Use `from_bundle`, or bring a session; and a `policy`, for mode `auto`.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `options` exceed what was built.
         """
         self.session = session
         self.tokenizer = tokenizer
-        self.engine = TriModeEngine(session, tokenizer, options)
+        self.engine = TriModeEngine(session, tokenizer, options, policy=policy)
         # Events of requests whose consumer has not asked for them yet.
         self._events: dict[int, deque[StreamEvent]] = {}
 
     @classmethod
     def from_bundle(cls, path: str | Path, verify: bool = True, num_threads: int | None = None) -> TriModeLM:
-        """Open the bundle at `path` and its engines.
+        """Open the bundle at `path` and its engines; and the step times beside it, if `nemodiff calibrate` measured them.
 
         Args:
             path: folder that `build_engines` wrote.
@@ -47,35 +56,41 @@ class TriModeLM:
             InvalidInputError: `num_threads` is not positive.
         """
         bundle = Bundle.open(path, verify=verify)
-        return cls(open_session(bundle, num_threads), Tokenizer.from_dir(bundle.tokenizer_dir))
+        session = open_session(bundle, num_threads)
+        times = latency_file(bundle.path)
+        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy)
 
     def generate(
-        self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, **changes: Any
+        self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any
     ) -> list[GenerationResult]:
         """Answer one prompt or several, in the order given.
 
         Args:
             prompts: a text, a chat (list of messages with role and content), token ids, or a list of these.
             options: how; the defaults of `GenerationOptions` otherwise.
+            n: answers to each prompt, one after the other in the result; without sampling they are all the same.
             **changes: fields of `GenerationOptions` or of its sampling options to change: `mode="ar"`, `temperature=0.7`.
 
         Raises:
             InvalidInputError: an option or one of the prompts is not usable; nothing has run then.
         """
         listed: Any = [prompts] if is_single_prompt(prompts) else prompts
-        return [result for _, result in sorted(self.complete(listed, options, **changes), key=lambda item: item[0])]
+        return [result for _, result in sorted(self.complete(listed, options, n=n, **changes), key=lambda item: item[0])]
 
     def complete(
-        self, prompts: Sized[Prompt], options: GenerationOptions | None = None, **changes: Any
+        self, prompts: Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any
     ) -> Iterator[tuple[int, GenerationResult]]:
         """Like `generate` for a list of prompts, but gives (index, result) as soon as its batch is finished.
 
         As many are decoded at a time as the engine has slots. Shorter prompts start first, so results do not come in order.
         Leaving the iterator stops the rest.
         """
+        if n < 1:
+            raise InvalidInputError("n", n, "an integer of at least 1")
         chosen = self._options(options, changes)
         checked = [self.engine.check(prompt, chosen, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
-        return self._complete(checked, chosen)
+        return self._complete(checked, chosen, n)
 
     def stream(
         self, prompt: Prompt, options: GenerationOptions | None = None, **changes: Any
@@ -88,10 +103,14 @@ class TriModeLM:
         return self._stream(self.engine.check(prompt, chosen), chosen)
 
     def _complete(
-        self, checked: list[tuple[str, list[int]]], options: GenerationOptions
+        self, checked: list[tuple[str, list[int]]], options: GenerationOptions, n: int
     ) -> Iterator[tuple[int, GenerationResult]]:
-        by_length = sorted(range(len(checked)), key=lambda index: len(checked[index][1]))
-        indices = {self.engine.submit_checked(checked[index], options, stream_text=False): index for index in by_length}
+        by_length = sorted(range(len(checked)), key=lambda place: len(checked[place][1]))
+        indices = {
+            self.engine.submit_checked(checked[place], options, stream_text=False, index=index): place * n + index
+            for place in by_length
+            for index in range(n)
+        }
         self._events.update((number, deque()) for number in indices)
         try:
             while indices:

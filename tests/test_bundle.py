@@ -55,6 +55,7 @@ def make_manifest(writer: BundleWriter, build_key: str = "k1") -> Manifest:
             Role.DECODE: RoleEngine("engines/decode-verify.onnx", (Role.VERIFY,)),
             Role.VERIFY: RoleEngine("engines/decode-verify.onnx", (Role.DECODE,)),
         },
+        operators={"attention": "standard operators"},
         weights={
             "qkv": WeightLayout(("q", "k", "v"), True, "float16"),
             "query_cos": WeightLayout((), False, "float16", Combine.ROTARY_TABLE),
@@ -183,7 +184,7 @@ def writer_module_seal(content: dict[str, object]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 1}, "schema version 1, this program reads 2"),
+        ({"schema_version": 1}, "schema version 1, this program reads 3"),
         ({"target": "abacus"}, "unusable content"),
         ({"files": {}}, "not among the files"),
         ({"files": {"../outside": {"sha256": "", "num_bytes": 0}}}, "leaves the bundle"),

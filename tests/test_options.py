@@ -34,8 +34,10 @@ OTHER_VALUES: dict[str, Any] = {
 # Where more values exist, they exist for GPU targets.
 GPU = {"target": Target.TENSORRT_RTX, "sm": (120,), "precision": Precision.BF16}
 GPU_VALUES: dict[str, Any] = {"sm": (120, 121), "weights": WeightStorage.EMBEDDED}
+# And this one on a CPU target other than the default.
+INDUCTOR = {"target": Target.INDUCTOR}
 # Checked by hand below.
-BY_HAND = {"config", "target", "calibration"}
+BY_HAND = {"config", "target", "calibration", "plugins"}
 
 
 def options(**changes: Any) -> CompileOptions:
@@ -68,6 +70,10 @@ def test_the_build_key_moves_with_fields_of_gpu_targets(name: str) -> None:
     assert key(options(**{**GPU, name: GPU_VALUES[name]})) != key(options(**GPU))
 
 
+def test_the_build_key_moves_with_plugins() -> None:
+    assert key(options(**INDUCTOR, plugins=True)) != key(options(**INDUCTOR))
+
+
 def test_the_rest_is_part_of_the_build() -> None:
     assert options().build_fields().keys() >= BY_HAND
     assert key(options(**GPU)) != key(options())
@@ -92,6 +98,8 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
         ({"checkpoint": None, "config": "nemotron-9b"}, "config", "nemotron-labs-diffusion-3b"),
         ({"checkpoint": None, "config": "nemotron-labs-diffusion-8b"}, "config", "a checkpoint instead"),
         ({"target": Target.INDUCTOR, "precision": Precision.FP16}, "precision", "fp32, bf16"),
+        ({"plugins": True}, "plugins", "off for target onnxruntime"),
+        ({**GPU, "plugins": True}, "plugins", "off for target tensorrt-rtx"),
         ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16 for target tensorrt-rtx"),
         ({**GPU, "sm": ()}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
         ({**GPU, "sm": (100,)}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),

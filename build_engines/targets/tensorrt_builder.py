@@ -31,12 +31,14 @@ class PlanRequest:
         cache_capacity: K, the same in every step.
         sms: compute capabilities, empty for the GPU of this machine.
         weights: stored tensors to embed; None makes them inputs.
+        plugin_sm: compute capability that plugins are compiled for; None where there are none.
     """
 
     profiles: tuple[StepProfile, ...]
     cache_capacity: int
     sms: tuple[int, ...]
     weights: Mapping[str, np.ndarray] | None = None
+    plugin_sm: int | None = None
 
 
 class TimingCache:
@@ -73,7 +75,7 @@ def compile_plan(
     if all(profile.min_step == profile.max_step == 1 for profile in request.profiles):
         # An axis that is always 1 leaves nothing to check or to size at run time.
         fixed["S"] = 1
-    lower_to_network(api, network, graph, fixed, request.weights)
+    lower_to_network(api, network, graph, fixed, request.weights, request.plugin_sm)
     config = builder.create_builder_config()
     config.progress_monitor = _progress_monitor(api, on_share)
     for profile in request.profiles:

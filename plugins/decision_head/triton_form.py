@@ -58,28 +58,31 @@ def launch(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
     return token, confidence
 
 
-_POINTERS = {"key_ptr": "*i32", "id_ptr": "*i32", "sum_ptr": "*fp32"}
+_PARTIAL = {"key_ptr": "*i32", "id_ptr": "*i32", "sum_ptr": "*fp32"}
+_RESULTS = {"token_ptr": "*i64", "confidence_ptr": "*fp32"}
 _SIZES = {"num_ids": "i32", "num_parts": "i32", "mask_id": "i32"}
-# 131,072 logits are a multiple of 16: every row starts on a 16-byte border.
-_ALIGNED = frozenset({"logits_ptr", "key_ptr", "id_ptr", "sum_ptr", "token_ptr", "confidence_ptr", "num_ids"})
 
 
-def _builds(dtype: str, size: int) -> tuple[KernelBuild, KernelBuild]:
-    results = {"token_ptr": "*i64", "confidence_ptr": "*fp32"}
-    logits = {"logits_ptr": f"*{dtype}"}
+def builds_for(dtype: str, size: int, num_ids: int) -> tuple[KernelBuild, KernelBuild]:
+    """Both kernels for logits of a Triton type in parts of `size`, and a vocabulary of `num_ids`."""
     suffix = f"{dtype}-{size}"
+    types = {"logits_ptr": f"*{dtype}"} | _SIZES | _PARTIAL
+    aligned = frozenset(name for name in types if name.endswith("_ptr"))
+    # With a multiple of 16 every row starts on a 16-byte border.
+    lengths = frozenset({"num_ids"}) if num_ids % 16 == 0 else frozenset()
     part = KernelBuild(
         f"decision_head_part-{suffix}",
         decision_head_part,
-        logits | _POINTERS | _SIZES,
+        types,
         {"BLOCK": size},
-        _ALIGNED - {"token_ptr", "confidence_ptr"},
+        aligned | lengths,
         num_warps(size),
         streams=True,
     )
-    constants = {"PARTS": _VOCAB_SIZE // size}
-    types = logits | _POINTERS | results | _SIZES
-    combine = KernelBuild(f"decision_head_combine-{suffix}", decision_head_combine, types, constants, _ALIGNED, num_warps=1)
+    types = types | _RESULTS
+    aligned = frozenset(name for name in types if name.endswith("_ptr")) | lengths
+    constants = {"PARTS": next_power_of_2(-(-num_ids // size))}
+    combine = KernelBuild(f"decision_head_combine-{suffix}", decision_head_combine, types, constants, aligned, num_warps=1)
     return part, combine
 
 
@@ -97,7 +100,10 @@ decision_head_triton = TritonForm(
     launch,
     refuses,
     builds=tuple(
-        build for dtype in ("bf16", "fp16", "fp32") for size in (SMALL_PART, LARGE_PART) for build in _builds(dtype, size)
+        build
+        for dtype in ("bf16", "fp16", "fp32")
+        for size in (SMALL_PART, LARGE_PART)
+        for build in builds_for(dtype, size, _VOCAB_SIZE)
     ),
     traffic=tuple(_traffic(dtype, item, rows) for dtype, item in (("bf16", 2), ("fp32", 4)) for rows in (1, 32, 256)),
 )

@@ -44,22 +44,22 @@ def masked_attention_network(
 def visible_slots_network(
     emit: NetworkEmitter, cache_length: NetworkTensor, step_mask: NetworkTensor, capacity: int
 ) -> NetworkTensor:
-    """Slots that every token of the step sees, bool [B,1,S,K], emitted once for all layers."""
+    """Slots that every token of the step sees, bool [B,1,S,K].
 
-    def make() -> NetworkTensor:
-        slots = emit.constant(np.arange(capacity, dtype=np.int64).reshape(1, 1, -1))
-        # [B,1,K]: index in the step of every slot; below zero in the part that was valid before.
-        index = emit.elementwise("SUB", slots, emit.reshape(cache_length, (-1, 1, 1)))
-        zero, one = (emit.constant(np.full((1, 1, 1), value, np.int64)) for value in (0, 1))
-        step = emit.reshape(emit.extent(step_mask, 1), (1, 1, 1))
-        within = emit.elementwise("MAX", zero, emit.elementwise("MIN", index, emit.elementwise("SUB", step, one)))
-        gather = emit.network.add_gather_v2(step_mask, _per_query(emit, within, step_mask), emit.api.GatherMode.ELEMENT)
-        gather.axis = 2
-        is_cached, is_step = (emit.elementwise("LESS", index, bound) for bound in (zero, step))
-        visible = emit.elementwise("OR", is_cached, emit.elementwise("AND", is_step, emit.output(gather)))
-        return emit.reshape(visible, (0, 1, -1, capacity))
-
-    return emit.once(("visible_slots", cache_length.name), make)
+    Not shared by the layers: TensorRT-RTX 1.7 fails to compile two attentions with lengths whose masks have a layer in common.
+    It computes the masks of all layers in one kernel; each costs S*K bytes to write and to read.
+    """
+    slots = emit.constant(np.arange(capacity, dtype=np.int64).reshape(1, 1, -1))
+    # [B,1,K]: index in the step of every slot; below zero in the part that was valid before.
+    index = emit.elementwise("SUB", slots, emit.reshape(cache_length, (-1, 1, 1)))
+    zero, one = (emit.constant(np.full((1, 1, 1), value, np.int64)) for value in (0, 1))
+    step = emit.reshape(emit.extent(step_mask, 1), (1, 1, 1))
+    within = emit.elementwise("MAX", zero, emit.elementwise("MIN", index, emit.elementwise("SUB", step, one)))
+    gather = emit.network.add_gather_v2(step_mask, _per_query(emit, within, step_mask), emit.api.GatherMode.ELEMENT)
+    gather.axis = 2
+    is_cached, is_step = (emit.elementwise("LESS", index, bound) for bound in (zero, step))
+    visible = emit.elementwise("OR", is_cached, emit.elementwise("AND", is_step, emit.output(gather)))
+    return emit.reshape(visible, (0, 1, -1, capacity))
 
 
 def _per_query(emit: NetworkEmitter, x: NetworkTensor, step_mask: NetworkTensor) -> NetworkTensor:

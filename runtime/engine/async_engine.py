@@ -34,7 +34,13 @@ class AsyncTriModeEngine:
         return self._thread.is_alive
 
     async def stream(
-        self, prompt: Prompt, options: GenerationOptions | None = None, *, priority: int = 0, timeout_s: float | None = None
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        index: int = 0,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Answer one prompt, one event for each engine run; arguments and errors as for `TriModeEngine.submit`.
 
@@ -52,7 +58,7 @@ class AsyncTriModeEngine:
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
         submitted = self._thread.submit(
-            prompt, options or GenerationOptions(), Listener(put, put), priority=priority, timeout_s=timeout_s
+            prompt, options or GenerationOptions(), Listener(put, put), priority=priority, timeout_s=timeout_s, index=index
         )
         is_done = False
         try:
@@ -69,10 +75,16 @@ class AsyncTriModeEngine:
                 submitted.add_done_callback(self._cancel)
 
     async def generate(
-        self, prompt: Prompt, options: GenerationOptions | None = None, *, priority: int = 0, timeout_s: float | None = None
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        index: int = 0,
     ) -> GenerationResult:
         """Answer one prompt; everything as for `stream`."""
-        async for event in self.stream(prompt, options, priority=priority, timeout_s=timeout_s):
+        async for event in self.stream(prompt, options, priority=priority, timeout_s=timeout_s, index=index):
             if event.result is not None:
                 return event.result
         raise AssertionError("the last event of a stream has a result")

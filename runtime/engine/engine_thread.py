@@ -61,11 +61,12 @@ class EngineThread:
         *,
         priority: int = 0,
         timeout_s: float | None = None,
+        index: int = 0,
     ) -> Future[int]:
         """Queue a request; the future has its number, or the error `TriModeEngine.submit` raised."""
 
         def command() -> int:
-            number = self._engine.submit(prompt, options, priority=priority, timeout_s=timeout_s)
+            number = self._engine.submit(prompt, options, priority=priority, timeout_s=timeout_s, index=index)
             self._listeners[number] = listener
             return number
 

@@ -23,10 +23,12 @@ from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import Policy
 from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
+from nemodiff_trt.runtime.rows.planned import PlannedRow
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
-from nemodiff_trt.runtime.rows.start import start_row
+from nemodiff_trt.runtime.rows.start import SharedKnowledge, start_row
 from nemodiff_trt.runtime.sampling import SamplingWorkspace, TokenChooser
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.session import Session, StepOutput
@@ -54,8 +56,8 @@ class TokenEngine:
     with `Sequence.finish`.
     """
 
-    def __init__(self, session: Session, options: EngineOptions | None = None) -> None:
-        """Allocate the cache.
+    def __init__(self, session: Session, options: EngineOptions | None = None, policy: Policy | None = None) -> None:
+        """Allocate the cache. Requests in mode `auto` decode as `policy` chooses.
 
         Raises:
             InvalidInputError: `max_active` exceeds what the engines were built for.
@@ -80,6 +82,7 @@ class TokenEngine:
         self._dropped: list[int] = []
         self._numbers = itertools.count()
         self._is_draining = False
+        self._shared = SharedKnowledge(policy=policy)
         # One block of memory for the token ids of every step.
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)
@@ -114,7 +117,9 @@ class TokenEngine:
             raise BusyError("busy: the engine takes no more requests, it is shutting down")
         self._queue.check_room()
 
-    def submit(self, sequence: Sequence, options: GenerationOptions, priority: int = 0, now_s: float = 0.0) -> int:
+    def submit(
+        self, sequence: Sequence, options: GenerationOptions, priority: int = 0, now_s: float = 0.0, index: int = 0
+    ) -> int:
         """Queue a sequence without tokens; returns its number.
 
         Args:
@@ -122,6 +127,7 @@ class TokenEngine:
             options: already checked against the session's limits and roles.
             priority: higher is earlier.
             now_s: the caller's clock, for the order of admission.
+            index: which of several sampled answers to the prompt this is; each draws from a seed of its own.
 
         Raises:
             BusyError: see `check_room`.
@@ -129,7 +135,7 @@ class TokenEngine:
         self.check_room()
         number = next(self._numbers)
         self._queue.push(number, priority, now_s)
-        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options)))
+        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options, index)))
         return number
 
     def drain(self) -> None:
@@ -161,6 +167,7 @@ class TokenEngine:
         rows = [(number, self._active[number]) for number in self._slots.occupants]
         for prefill in self._plan_prefill():
             yield self._prefill(rows[prefill.begin : prefill.end], prefill)
+        self._plan([request.row for _, request in rows])
         for role in _ORDER:
             steps: dict[int, list[int]] = {}
             for slot, (_, request) in enumerate(rows):
@@ -180,16 +187,25 @@ class TokenEngine:
         dropped, self._dropped = self._dropped, []
         return dropped + finished
 
-    def _decider_for(self, sequence: Sequence, options: GenerationOptions) -> Decider:
+    def _plan(self, rows: list[PromptRow | RowDecoder]) -> None:
+        """Choose how requests in mode `auto` go on."""
+        planned = [row for row in rows if isinstance(row, PlannedRow) and row.sequence.finish_reason is None]
+        if planned and self._shared.policy is not None:
+            history = sum(row.num_cached for row in planned) / len(planned)
+            choice = self._shared.policy.decide(len(planned), history)
+            for row in planned:
+                row.plan(choice)
+
+    def _decider_for(self, sequence: Sequence, options: GenerationOptions, index: int) -> Decider:
         if not options.sampling.needs_logits:
             return self._greedy
-        chooser = TokenChooser(options.sampling, self._workspace, sequence.prompt.tolist(), sequence.tokens)
+        chooser = TokenChooser(options.sampling, self._workspace, sequence.prompt.tolist(), sequence.tokens, index)
         return SampledDecider(chooser, self._session.model.mask_token_id)
 
     def _lane(self, options: GenerationOptions) -> tuple[Mode, int]:
-        if options.mode is Mode.AR:
+        if options.mode in (Mode.AR, Mode.AUTO):
             return options.mode, 1
-        return options.mode, options.block_length or self._session.limits.block_length
+        return options.mode, options.block_length_for(self._session.limits)
 
     def _reuse_prefix(self, number: int, request: _Request) -> None:
         """Copy what another row already computed of the prompt, or note whose prefill to wait for."""
@@ -264,7 +280,8 @@ class TokenEngine:
             reports[number] = prompt.absorb(sizes[place], _row_of(output, place))
             self.cache.length[run.begin + place] = prompt.num_cached
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
-                request.row = start_row(prompt, request.options, self._session.model, self._session.limits)
+                session = self._session
+                request.row = start_row(prompt, request.options, session.model, session.limits, self._shared)
         return DecodeStep(Role.PREFILL, reports)
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:
@@ -286,6 +303,7 @@ class TokenEngine:
             for source, target in row.moves:
                 self.cache.move(begin + place, source, target)
             self.cache.length[begin + place] = row.num_cached
+            row.sequence.step_tokens += step
         return DecodeStep(role, reports)
 
     def _step_ids(self, batch: int, step: int) -> Any:

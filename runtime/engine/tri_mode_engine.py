@@ -15,13 +15,14 @@ from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.token_engine import TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import Policy
 from nemodiff_trt.runtime.prompts import Prompt, encode_prompt
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence, ThinkingBudget, check_prompt_length
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.runtime.stats import TimedSession
 from nemodiff_trt.runtime.streaming import TextStream
 from nemodiff_trt.tokenizer import Tokenizer
-from nemodiff_trt.vocabulary import Role
+from nemodiff_trt.vocabulary import Mode, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class TriModeEngine:
         tokenizer: Tokenizer,
         options: EngineOptions | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        policy: Policy | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -52,6 +54,7 @@ class TriModeEngine:
             tokenizer: of the model.
             options: limits of the loop.
             clock: in seconds; deadlines and times are measured by it.
+            policy: chooses for requests in mode `auto`; without one they are refused.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `max_active` exceeds what was built.
@@ -61,7 +64,8 @@ class TriModeEngine:
         self.session = session
         self.tokenizer = tokenizer
         self._timed = TimedSession(session)
-        self._tokens = TokenEngine(self._timed, options)
+        self._tokens = TokenEngine(self._timed, options, policy)
+        self._policy = policy
         self._clock = clock
         self._answers: dict[int, Answer] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -79,8 +83,13 @@ class TriModeEngine:
             InvalidInputError: an option is not usable with these engines.
         """
         options.check_for(self.session.limits, self.session.roles)
+        if options.mode is Mode.AUTO and self._policy is None:
+            allowed = "a fixed mode, because no step times are known: nemodiff calibrate measures them"
+            raise InvalidInputError("mode", str(options.mode), allowed)
         model = self.session.model
         options.sampling.check_for(model.vocab_size, model.mask_token_id, self.session.has_logits)
+        if options.num_leaves and not self.session.has_logits:
+            raise InvalidInputError("num_leaves", options.num_leaves, "0: build the engines with --sampling for others")
 
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.
@@ -103,6 +112,7 @@ class TriModeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         stream_text: bool = True,
+        index: int = 0,
     ) -> int:
         """Queue a request; returns its number.
 
@@ -112,6 +122,8 @@ class TriModeEngine:
             priority: higher is admitted earlier, see `EngineOptions.priority_s`.
             timeout_s: seconds from now after which the answer ends with what it has, reason `deadline`.
             stream_text: events carry text as it becomes certain; otherwise only the result does, for less work.
+            index: which of several sampled answers to the prompt this is; each draws from a seed of its own, and all of them
+                compute the prompt once.
 
         Raises:
             InvalidInputError: prompt, options or limits cannot be served.
@@ -120,7 +132,7 @@ class TriModeEngine:
         chosen = options or GenerationOptions()
         if timeout_s is not None and not 0 < timeout_s < float("inf"):
             raise InvalidInputError("timeout_s", timeout_s, "a positive number of seconds")
-        return self.submit_checked(self.check(prompt, chosen), chosen, priority, timeout_s, stream_text)
+        return self.submit_checked(self.check(prompt, chosen), chosen, priority, timeout_s, stream_text, index)
 
     def submit_checked(
         self,
@@ -129,6 +141,7 @@ class TriModeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         stream_text: bool = True,
+        index: int = 0,
     ) -> int:
         """Queue what `check` returned; everything else as for `submit`."""
         text, token_ids = prompt
@@ -139,7 +152,7 @@ class TriModeEngine:
         eos_token_id = None if options.ignore_eos else self.session.model.eos_token_id
         sequence = Sequence(token_ids, options.max_new_tokens, self.session.limits.max_seq_len, eos_token_id, thinking)
         now_s = self._clock()
-        number = self._tokens.submit(sequence, options, priority, now_s)
+        number = self._tokens.submit(sequence, options, priority, now_s, index)
         stream = TextStream(self.tokenizer, options.stop) if stream_text or options.stop else None
         self._answers[number] = Answer(text, sequence, options.mode, self.tokenizer, stream, now_s)
         if timeout_s is not None:
@@ -182,6 +195,7 @@ class TriModeEngine:
             "free_slots": tokens.num_free,
             "prompt_tokens": tokens.num_prompt_tokens,
             "reused_prompt_tokens": tokens.num_reused_tokens,
+            "decisions": {str(block): count for block, count in sorted(self._policy.decisions.items())} if self._policy else {},
         }
 
     def _expire(self, now_s: float) -> None:

@@ -95,36 +95,37 @@ class SampledDecider:
         self._draft_probabilities: np.ndarray | None = None
 
     def verify(self, output: RowOutput, drafts: np.ndarray, position: int) -> list[int]:
-        logits = _logits(output)[: len(drafts) + 1]
+        logits = logits_of(output)[: len(drafts) + 1]
         probabilities, self._draft_probabilities = self._draft_probabilities, None
         if probabilities is None:
             return accept_coupled(self._chooser, drafts, logits, position)
         return verify_by_rejection(self._chooser, drafts, probabilities, logits, position)
 
     def draft(self, output: RowOutput, position: int) -> np.ndarray:
-        logits = _logits(output)[1:]
+        logits = logits_of(output)[1:]
         if self._chooser.options.acceptance is Acceptance.COUPLED or self._chooser.options.is_greedy:
             return self._chooser.choose_block(logits, position)
         drafts, self._draft_probabilities = draft_for_rejection(self._chooser, logits, position)
         return drafts
 
     def guess(self, output: RowOutput, rows: np.ndarray, position: int) -> np.ndarray:
-        return self._chooser.choose_block(_logits(output), position, rows)
+        return self._chooser.choose_block(logits_of(output), position, rows)
 
     def confidence(self, output: RowOutput, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return token_confidence(_logits(output), tokens, rows)
+        return token_confidence(logits_of(output), tokens, rows)
 
     def logprobs(self, output: RowOutput, rows: Sequence[int], tokens: Sequence[int]) -> list[TokenLogprobs]:
         num_top = self._chooser.options.logprobs
         if num_top is None:
             return []
-        logits = _logits(output)
+        logits = logits_of(output)
         return [
             token_logprobs(logits[row], token, num_top, self._mask_token_id) for row, token in zip(rows, tokens, strict=True)
         ]
 
 
-def _logits(output: RowOutput) -> np.ndarray:
+def logits_of(output: RowOutput) -> np.ndarray:
+    """Logits float32 [S,V] of a run that has them."""
     if output.logits is None:
         raise RuntimeError("a request that samples runs on engines without logits, which submitting it should have refused")
     return output.logits

@@ -31,6 +31,10 @@ class RowOutput:
     confidence: np.ndarray
     logits: np.ndarray | None = None
 
+    def behind(self, row: int) -> RowOutput:
+        """The rows from `row` on."""
+        return RowOutput(self.token[row:], self.confidence[row:], None if self.logits is None else self.logits[row:])
+
 
 class RowDecoder(Protocol):
     """One request after its prefill. The next run is one of `role` over `step_length` tokens.
@@ -39,11 +43,20 @@ class RowDecoder(Protocol):
     target) slots of the row to copy, in order: tokens that were computed elsewhere in the step than where they belong.
     """
 
-    sequence: Sequence
-    num_cached: int
-    role: Role
-    step_length: int
-    moves: tuple[tuple[int, int], ...]
+    @property
+    def sequence(self) -> Sequence: ...
+
+    @property
+    def num_cached(self) -> int: ...
+
+    @property
+    def role(self) -> Role: ...
+
+    @property
+    def step_length(self) -> int: ...
+
+    @property
+    def moves(self) -> tuple[tuple[int, int], ...]: ...
 
     def fill(self, ids: np.ndarray) -> StepLayout | None:
         """Write the tokens of the next run into `ids` int64 [S]; returns their layout if the role takes one."""

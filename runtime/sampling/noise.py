@@ -13,6 +13,8 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _MASK = 2**64 - 1
+# No position of an answer is a stream as large as this.
+_SEED_STREAM = 2**63
 # Bits of a uniform number: with half a unit added, a double holds every value, and neither 0 nor 1 is one.
 _UNIFORM_BITS = 52
 
@@ -27,7 +29,7 @@ def stream_key(seed: int, position: int, stream: int = 0) -> int:
 
 def derived_seed(seed: int, index: int) -> int:
     """Seed of the answer `index` of several to one prompt; the first has the seed itself."""
-    return seed if index == 0 else stream_key(seed, index, stream=1)
+    return seed if index == 0 else stream_key(seed, index, _SEED_STREAM)
 
 
 def counters(num_tokens: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def build_named(name: str) -> KernelBuild:
     return next(build for form in triton_forms().values() for build in form.builds if build.name == name)
 
 
-@pytest.mark.parametrize("sm", SMS)
+@pytest.mark.parametrize("sm", [100, 120])
 @pytest.mark.parametrize(
     ("name", "loaded_bytes"), [("decision_head_part-bf16-1024", 2048), ("decision_head_part-bf16-4096", 8192)]
 )

@@ -15,7 +15,10 @@ from nemodiff_trt.plugins import find_op
 from nemodiff_trt.plugins.accept_draft import accept_draft_reference
 from nemodiff_trt.plugins.commit_masks import commit_masks_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
-from nemodiff_trt.runtime import decisions
+from nemodiff_trt.runtime.decisions import accept_draft
+from nemodiff_trt.runtime.rows.decider import GreedyDecider
+from nemodiff_trt.runtime.rows.mask_filling import fix_masks
+from nemodiff_trt.runtime.rows.row_decoder import RowOutput
 from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from support.interpreter import Interpreter
@@ -130,9 +133,9 @@ def test_commit_masks_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
     confidence = confidence.nan_to_num(0.75)
     is_open = np.random.default_rng(seed).random(batch) < 0.7
     filled = block.numpy().copy()
-    guesses = (token.numpy(), confidence.numpy())
+    outputs = [RowOutput(*row) for row in zip(token.numpy(), confidence.numpy(), strict=True)]
     commit = [
-        decisions.commit_masks(filled[row], *(array[row] for array in guesses), MASK, threshold, quota) if is_open[row] else []
+        fix_masks(filled[row], outputs[row], GreedyDecider(), MASK, threshold, quota, 0) if is_open[row] else []
         for row in range(batch)
     ]
     quotas = torch.from_numpy(np.where(is_open, quota, 0))
@@ -153,7 +156,7 @@ def test_accept_draft_is_the_rule_of_the_loops(seed: int, batch: int, step: int,
     block, verified, length, remaining, _ = case("accept_draft", generator, batch, step)
     ends = torch.tensor([] if ignore_eos else [2], dtype=torch.int64)
     accepted, emitted, count, next_seed, next_length, left = accept_draft_reference(block, verified, length, remaining, ends)
-    matched = [decisions.accept_draft(*row) for row in zip(block.numpy(), verified.numpy(), strict=True)]
+    matched = [accept_draft(drafts, row) for drafts, row in zip(block[:, 1:].numpy(), verified.numpy(), strict=True)]
     for row in range(batch):
         if remaining[row] == 0:
             assert (int(count[row]), int(accepted[row]), int(left[row])) == (0, 0, 0)
@@ -180,5 +183,5 @@ def test_next_block_is_what_a_row_starts_with(seeds: list[int], step: int) -> No
     for block, seed in zip(blocks, seeds, strict=True):
         sequence = Sequence([1], 10, 1000, None)
         sequence.emit([seed])
-        SelfSpeculationRow(sequence, 1, step, MASK).fill(block)
+        SelfSpeculationRow(sequence, 1, step, MASK, GreedyDecider()).fill(block)
     np.testing.assert_array_equal(next_block_reference(torch.tensor(seeds), step, MASK).numpy(), blocks)

@@ -46,14 +46,15 @@ def check(found: tuple[Tensor, ...], logits: Tensor, k: int, mask_token_id: int 
 
 
 @pytest.mark.parametrize(
-    ("rows", "vocab_size", "dtype"), [(9, 1000, torch.float32), (2, 32_768, torch.float16), (1, 131_072, torch.bfloat16)]
+    ("rows", "vocab_size", "k", "dtype"),
+    [(9, 1000, 8, torch.float32), (2, 32_768, 4, torch.float16), (1, 131_072, 2, torch.bfloat16)],
 )
 def test_random_logits(
-    interpreter: Interpreter, random: torch.Generator, rows: int, vocab_size: int, dtype: torch.dtype
+    interpreter: Interpreter, random: torch.Generator, rows: int, vocab_size: int, k: int, dtype: torch.dtype
 ) -> None:
     logits = (torch.randn(1, rows, vocab_size, generator=random) * 6).to(dtype)
-    check(decision_top_k_reference(logits, MASK, 8), logits, 8)
-    check(interpreter.launch("decision_top_k", logits, MASK, 8), logits, 8)
+    check(decision_top_k_reference(logits, MASK, k), logits, k)
+    check(interpreter.launch("decision_top_k", logits, MASK, k), logits, k)
 
 
 def hard_rows(random: torch.Generator) -> Tensor:

@@ -69,7 +69,7 @@ def check(
 
 @pytest.mark.parametrize(
     ("heads", "lengths", "num_groups", "block_length"),
-    [(SMALL, [0, 90], 5, 4), (SMALL, [1], 6, 11), (PACKAGED, [64], 3, 4), (PUBLISHED, [40], 2, 2)],
+    [(SMALL, [90], 5, 4), (SMALL, [1], 6, 11), (PACKAGED, [64], 3, 4), (PUBLISHED, [40], 2, 1)],
 )
 def test_groups_that_share_a_cache(
     interpreter: Interpreter,
@@ -87,7 +87,7 @@ def test_groups_that_share_a_cache(
 
 
 def test_each_sequence_has_its_own_mask(interpreter: Interpreter, random: torch.Generator) -> None:
-    check(interpreter, random, SMALL, [0, 33], torch.stack([tree(37, random) for _ in range(2)]))
+    check(interpreter, random, SMALL, [0, 33], torch.stack([tree(21, random) for _ in range(2)]))
 
 
 def test_half_precision(interpreter: Interpreter, random: torch.Generator) -> None:
@@ -100,6 +100,7 @@ def test_rows_that_see_nothing_of_the_step(interpreter: Interpreter, random: tor
     check(interpreter, random, SMALL, [5], mask)
 
 
+@pytest.mark.slow
 def test_a_large_step(interpreter: Interpreter, random: torch.Generator) -> None:
     # So many rows that tiles of 128 are taken.
     mask = groups(8, 8)

@@ -54,12 +54,14 @@ def test_what_is_not_there_is_said() -> None:
         find_op("nothing")
 
 
-def test_list() -> None:
-    listed = json.loads(run("list", "--json").stdout)
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    list_operators(as_json=True)
+    listed = json.loads(capsys.readouterr().out)
     assert [entry["operator"] for entry in listed["operators"]] == [op.name for op in OPS]
     head = next(entry for entry in listed["operators"] if entry["operator"] == "decision_head")
     assert head["targets"]["eager-kernels"] == "Triton kernel"
-    assert head["forms"] == ["network_form", "onnx_form", "triton_form"]
+    assert head["forms"] == ["network_form", "onnx_form", "plugin_form", "triton_form"]
+    assert head["targets"]["tensorrt"] == "native layers or plugin"
 
 
 def test_list_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from nemodiff_trt.runtime.events import DecodeStep
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.stats import GenerationStats, RequestTimes
 from nemodiff_trt.vocabulary import Mode, Role
-from support.decoding import NO_REUSE, Request, decode, expected_ar, steps_of
+from support.decoding import NO_REUSE, Request, decode, expected_ar, options_of, steps_of
 from support.scripted_session import END_THINK, EOS, MASK, Guess, NextToken, Prefix, ScriptedSession, counting, guess_from
 
 MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
@@ -121,7 +121,9 @@ class TestEveryMode:
         alone = decode(session, mode, [requests[1]], 8, CommitRule(0.9)).tokens[0]
         for stop_after in range(8):
             sequences = [request.start(session) for request in requests]
-            for index, _ in enumerate(steps_of(TokenEngine(session, NO_REUSE), sequences, mode, 8, CommitRule(0.9))):
+            for index, _ in enumerate(
+                steps_of(TokenEngine(session, NO_REUSE), sequences, options_of(mode, 8, CommitRule(0.9)))
+            ):
                 if index == stop_after:
                     sequences[0].finish(FinishReason.STOP, num_tokens=1)
             assert sequences[0].tokens == [203]
@@ -131,7 +133,7 @@ class TestEveryMode:
         session = ScriptedSession(counting())
         for stop_after in range(4):
             sequences = [Request(PROMPT, 60).start(session), Request(PROMPT, 60).start(session)]
-            steps = steps_of(TokenEngine(session, NO_REUSE), sequences, mode, 4, CommitRule(0.9))
+            steps = steps_of(TokenEngine(session, NO_REUSE), sequences, options_of(mode, 4, CommitRule(0.9)))
             for _ in range(stop_after + 1):
                 next(steps)
             for sequence in sequences:

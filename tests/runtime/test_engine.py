@@ -17,7 +17,7 @@ from nemodiff_trt.vocabulary import Mode, Role
 from support.checkpoints import write_tokenizer
 from support.scripted_session import ScriptedSession, counting, guess_from
 
-LIMITS = Limits(max_batch_size=2, max_seq_len=160, block_length=16, prefill_chunk=32)
+LIMITS = Limits(max_batch_size=2, max_seq_len=160, block_length=16, prefill_chunk=32, quadratic_block_length=4)
 AR = GenerationOptions(mode=Mode.AR, max_new_tokens=6)
 
 
@@ -220,3 +220,31 @@ def test_statistics(tokenizer: Tokenizer) -> None:
 def test_more_slots_than_built_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidInputError, match="max_active: got 3, allowed: at most 2"):
         engine_of(tokenizer, max_active=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (GenerationOptions(block_length=8, num_leaves=2), "num_leaves"),
+        (AR.changed(temperature=1.0), "temperature"),
+        (AR.changed(logprobs=0), "logprobs"),
+        (AR.changed(presence_penalty=0.5), "presence_penalty"),
+    ],
+)
+def test_what_needs_logits_is_refused_without_them(tokenizer: Tokenizer, options: GenerationOptions, field: str) -> None:
+    engine = engine_of(tokenizer)
+    assert isinstance(engine.session, ScriptedSession)
+    engine.session.keeps_logits = False
+    with pytest.raises(InvalidInputError, match=f"{field}: got .*build the engines with --sampling"):
+        engine.submit("a", options)
+    assert not engine.has_work
+
+
+def test_log_probabilities_follow_the_tokens(tokenizer: Tokenizer) -> None:
+    for mode in (Mode.AR, Mode.SELF_SPECULATION, Mode.DIFFUSION, Mode.QUADRATIC):
+        engine = engine_of(tokenizer)
+        engine.submit("a", GenerationOptions(mode=mode, max_new_tokens=12, stop=("no",)).changed(logprobs=1))
+        (result,) = results(engine).values()
+        assert [entry.token for entry in result.logprobs] == list(result.token_ids)
+        # Scores of the script: 2 for the token, 0 or 1 for others; it is the most probable one.
+        assert all(entry.top == ((entry.token, entry.logprob),) for entry in result.logprobs)

@@ -21,7 +21,7 @@ from nemodiff_trt.vocabulary import Mode
 from support.decoding import NO_REUSE, Request
 from support.scripted_session import ScriptedSession, guess_from, random_text
 
-LIMITS = Limits(max_batch_size=4, max_seq_len=48, block_length=8, prefill_chunk=5)
+LIMITS = Limits(max_batch_size=4, max_seq_len=48, block_length=8, prefill_chunk=5, quadratic_block_length=4)
 MAX_WAITING = 5
 
 options = (
@@ -31,6 +31,25 @@ options = (
         mode=st.just(Mode.SELF_SPECULATION),
         block_length=st.sampled_from([2, 5, 8]),
         threshold=st.sampled_from([None, 0.5]),
+    )
+    | st.builds(
+        GenerationOptions,
+        mode=st.just(Mode.SELF_SPECULATION),
+        block_length=st.sampled_from([5, 8]),
+        num_leaves=st.sampled_from([1, 3]),
+    )
+    | st.builds(
+        GenerationOptions,
+        mode=st.just(Mode.QUADRATIC),
+        block_length=st.sampled_from([2, 4]),
+        draft_groups=st.sampled_from([None, 1, 2]),
+    )
+    | st.builds(GenerationOptions, mode=st.just(Mode.SELF_SPECULATION), block_length=st.just(5), num_leaves=st.integers(1, 3))
+    | st.builds(
+        GenerationOptions,
+        mode=st.just(Mode.QUADRATIC),
+        block_length=st.integers(2, 4),
+        draft_groups=st.sampled_from([None, 1, 2]),
     )
     | st.builds(
         GenerationOptions,

@@ -28,6 +28,7 @@ def result(tokenizer: Tokenizer, text: str, forwards: int, cycles: int) -> Gener
         forward_passes=forwards,
         prefill_passes=1,
         reused_tokens=0,
+        step_tokens=later,
         tokens_per_forward=later / forwards if forwards else None,
         mean_accepted=later / cycles if cycles else None,
         mean_accepted_drafts=None,

@@ -1,7 +1,8 @@
-"""Sessions of bundles built with sampling return the logits they decided from, equal to the eager ones."""
+"""Bundles built with sampling: logits of their sessions equal the eager ones, and answers are drawn from them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 
 from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.command_line import run_app
+from nemodiff_trt.runtime.cli.app import build_app
 from nemodiff_trt.runtime.open_session import open_session
+from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.sampling import SamplingOptions
 from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.vocabulary import Mode, Role, Target
 from support.bundles import build_bundle
 from support.gpu_bundles import make_gpu_bundle
@@ -62,6 +68,29 @@ def test_onnxruntime(sampling_bundle_dir: Path) -> None:
 def test_tensorrt(sampling_bundle_dir: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(make_gpu_bundle(sampling_bundle_dir, tmp_path / "gpu"))
     assert_equal_logits(Machine(bundle).open(), EagerSession.from_bundle(bundle), STEPS)
+
+
+def test_sampled_answers(sampling_bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = TriModeLM.from_bundle(sampling_bundle_dir, num_threads=1)
+    choice = SamplingOptions(temperature=0.9, top_p=0.95, repetition_penalty=1.2, seed=11, logprobs=2)
+    wish = GenerationOptions(mode="ar", max_new_tokens=24, ignore_eos=True, sampling=choice)  # type: ignore[arg-type]
+    prompts = ["the and", "x" * 20]
+    plain = model.generate(prompts, wish)
+    fast = model.generate(prompts, wish, mode="self_speculation")
+    assert [result.token_ids for result in fast] == [result.token_ids for result in plain]
+    for one, other in zip(plain, fast, strict=True):
+        pairs = zip(one.logprobs, other.logprobs, strict=True)
+        assert all(abs(mine.logprob - its.logprob) < LOGIT_ERROR and mine.token == its.token for mine, its in pairs)
+        assert [entry.token for entry in one.logprobs] == list(one.token_ids)
+    assert model.generate(prompts, wish, seed=12)[0].token_ids != plain[0].token_ids
+    request = ["generate", "--bundle", str(sampling_bundle_dir), "--prompt", prompts[0], "--mode", "ar"]
+    limits = ["--no-chat", "--max-new-tokens", "24", "--ignore-eos", "--num-threads", "1", "--json"]
+    sampling = ["--temperature", "0.9", "--top-p", "0.95", "--repetition-penalty", "1.2", "--seed", "11", "--logprobs", "2"]
+    assert run_app(build_app(), "nemodiff", [*request, *limits, *sampling]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert tuple(content["token_ids"]) == plain[0].token_ids
+    assert [entry["token"] for entry in content["logprobs"]] == content["token_ids"]
+    assert {len(entry["top"]) for entry in content["logprobs"]} == {2}
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def make_manifest(limits: Limits, **changes: Any) -> Manifest:
         "keep_logits": False,
         "adapter": None,
         "roles": roles,
+        "operators": {},
         "weights": {name: WeightLayout((name,), False, "float32" if name == "table" else "bfloat16") for name in SHAPES},
         "weight_shapes": SHAPES,
         "build_key": "",

@@ -133,6 +133,18 @@ class TestBatches:
         assert len(session.runs) == 2
         assert next(arriving)[0] == 3
 
+    def test_several_sampled_answers_to_each_prompt(self, tokenizer: Tokenizer) -> None:
+        lm, prompts = eager_lm(tokenizer), ["one", "second"]
+        options = GenerationOptions(mode=Mode.AR, max_new_tokens=12).changed(temperature=2.0, seed=5)
+        together = lm.generate(prompts, options, n=3)
+        assert [result.prompt for result in together] == ["one"] * 3 + ["second"] * 3
+        assert len({result.token_ids for result in together}) == 6
+        # Each is drawn from a seed of its own, the first from the one that was given.
+        assert [essence(r) for r in lm.generate(prompts, options)] == [essence(together[0]), essence(together[3])]
+        assert [essence(r) for r in lm.generate(prompts, options, n=3)] == [essence(r) for r in together]
+        with pytest.raises(InvalidInputError, match="n: got 0"):
+            lm.generate(prompts, options, n=0)
+
     def test_no_prompts(self, tokenizer: Tokenizer) -> None:
         assert speaker(tokenizer).generate([]) == []
 
@@ -227,7 +239,7 @@ class TestErrors:
         ("prompts", "changes", "field"),
         [
             ("a", {"mode": "quick"}, "mode"),
-            ("a", {"temperature": 0.5}, "temperature"),
+            ("a", {"heat": 0.5}, "heat"),
             ("a", {"block_length": 17}, "block_length"),
             (["a", "b" * 160], {}, "prompts[1]"),
             ([["a"]], {}, "prompts[0]"),

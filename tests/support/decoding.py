@@ -57,26 +57,32 @@ NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
 def options_of(mode: Mode, block_length: int, rule: CommitRule) -> GenerationOptions:
     if mode is Mode.AR:
         return GenerationOptions(mode=mode)
+    if mode is Mode.QUADRATIC:
+        return GenerationOptions(mode=mode, block_length=block_length)
     steps = rule.steps if mode is Mode.DIFFUSION and rule.threshold is None else None
     return GenerationOptions(mode=mode, block_length=block_length, threshold=rule.threshold, steps=steps)
 
 
-def steps_of(
-    engine: TokenEngine, sequences: list[Sequence], mode: Mode, block_length: int, rule: CommitRule
-) -> Iterator[DecodeStep]:
+def steps_of(engine: TokenEngine, sequences: list[Sequence], options: GenerationOptions) -> Iterator[DecodeStep]:
     """Decode one batch. Finished rows stay where they are until the last one is."""
     for number, sequence in enumerate(sequences):
-        assert engine.submit(sequence, options_of(mode, block_length, rule)) == number
+        assert engine.submit(sequence, options) == number
     engine.admit()
     while any(sequence.finish_reason is None for sequence in sequences):
         yield from engine.run()
 
 
 def decode(session: Session, mode: Mode, requests: list[Request], block_length: int = 8, rule: CommitRule = AT_ONCE) -> Decoded:
+    """`decode_with` the options that matter for the mode."""
+    return decode_with(session, options_of(mode, block_length, rule), requests)
+
+
+def decode_with(session: Session, options: GenerationOptions, requests: list[Request]) -> Decoded:
     """Run a batch to its end and check what must hold for any: reports agree with answers, every row is finished."""
+    options.check_for(session.limits, session.roles)
     sequences = [request.start(session) for request in requests]
     engine = TokenEngine(session, dataclasses.replace(NO_REUSE, max_active=len(requests)))
-    steps = list(steps_of(engine, sequences, mode, block_length, rule))
+    steps = list(steps_of(engine, sequences, options))
     for row, sequence in enumerate(sequences):
         assert [token for step in steps if row in step.rows for token in step.rows[row].emitted] == sequence.tokens
         assert sequence.finish_reason is not None

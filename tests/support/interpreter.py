@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import multiprocessing
 import os
@@ -58,6 +59,18 @@ def _launch(name: str, packed: bytes) -> bytes:
     return _pack(form.launch(*arguments))
 
 
+def _run(module: str, kernel: str, grid: tuple[int, ...], packed: bytes) -> bytes:
+    """Run one kernel on arguments in the order of its parameters; what it wrote is seen in the tensors among them."""
+    arguments, constants = _unpack(packed)
+    getattr(importlib.import_module(module), kernel)[grid](*arguments, **constants)
+    return _pack(arguments)
+
+
+def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+    _repair_products()
+    return function(*arguments)
+
+
 def _through_torch(name: str, packed: bytes) -> bytes:
     from nemodiff_trt.plugins.kernels import register_kernels
 
@@ -75,9 +88,20 @@ class Interpreter:
         """The Triton form of the operator `name`."""
         return _unpack(self._pool.submit(_launch, name, _pack(arguments)).result(CALL_TIMEOUT_S))
 
+    def run(self, kernel: Any, grid: tuple[int, ...], arguments: list[Any], constants: dict[str, int]) -> list[Any]:
+        """One kernel alone. Returns its arguments as it left them."""
+        packed = _pack((arguments, constants))
+        source = kernel.fn
+        found = self._pool.submit(_run, source.__module__, source.__name__, grid, packed).result(CALL_TIMEOUT_S)
+        return list(_unpack(found))
+
     def through_torch(self, name: str, *arguments: Any) -> Any:
         """`torch.ops.nemodiff.<name>` after its kernels were registered for the CPU of the worker."""
         return _unpack(self._pool.submit(_through_torch, name, _pack(arguments)).result(CALL_TIMEOUT_S))
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """Any function of a module, which the worker imports."""
+        return self._pool.submit(_call, function, arguments).result(CALL_TIMEOUT_S)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -106,6 +106,9 @@ class ScriptedSession:
     def __init__(self, next_token: NextToken, guess: Guess | None = None, limits: Limits | None = None) -> None:
         self.next_token = next_token
         self.guess = guess or guess_from(next_token, 0, 1.0)
+        # Runner-up of a guess: from the guess, the seed of the block and the offset in it. Without, the lowest other id.
+        self.second_choice: Callable[[int, int, int], int] | None = None
+        self.keeps_logits = True
         self._limits = limits or Limits(max_batch_size=8, max_seq_len=64, block_length=32, prefill_chunk=16)
         # (role, S) of every run.
         self.runs: list[tuple[Role, int]] = []
@@ -124,7 +127,7 @@ class ScriptedSession:
 
     @property
     def has_logits(self) -> bool:
-        return False
+        return self.keeps_logits
 
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
         shape = (batch_size + spare_rows, 1, self._limits.cache_capacity)
@@ -154,10 +157,22 @@ class ScriptedSession:
         ]
         token = np.array([[token for token, _ in row] for row in rows])
         confidence = np.array([[value for _, value in row] for row in rows], np.float32)
+        logits = self.logits_of(token, input_ids) if self.keeps_logits else None
         if last_index is None:
-            return StepOutput(token, confidence)
+            return StepOutput(token, confidence, logits)
         picked = np.arange(batch), last_index
-        return StepOutput(token[picked][:, None], confidence[picked][:, None])
+        return StepOutput(
+            token[picked][:, None], confidence[picked][:, None], None if logits is None else logits[picked][:, None]
+        )
+
+    def logits_of(self, token: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
+        """Scores [B,S,V] that put `token` first and what `second_choice` says second."""
+        scores = np.zeros((*token.shape, self.model.vocab_size), np.float32)
+        if self.second_choice is not None:
+            for place in np.ndindex(token.shape):
+                scores[(*place, self.second_choice(int(token[place]), int(input_ids[place[0], 0]), place[1]))] = 1
+        np.put_along_axis(scores, token[..., None], 2, axis=-1)
+        return scores
 
     def _run_row(self, role: Role, ids: np.ndarray, slots: _Slots, layout: StepLayout | None = None) -> list[tuple[int, float]]:
         prefix, block = slots.prefix(), tuple(ids.tolist())
@@ -171,20 +186,22 @@ class ScriptedSession:
         return self.guess(prefix, block)
 
     def _run_token(self, prefix: Prefix, ids: np.ndarray, layout: StepLayout, index: int) -> tuple[int, float]:
-        """Answer of one token of a quadratic step: the causal one without the adapter, a guess of a mask with it."""
+        """Answer of one token of a quadratic step: the causal one without the adapter, a guess of a mask with it.
+
+        What the token sees has to make sense: tokens of all positions up to its own, or known ones and then masks. Otherwise
+        the answer is wrong on purpose, and no assertion: rows that are computed along have a layout of other tokens.
+        """
         seen = np.flatnonzero(layout.step_mask[index])
-        assert index in seen
         seen = seen[np.argsort(layout.position_offset[seen], kind="stable")]
-        offsets, own = layout.position_offset[seen].tolist(), int(layout.position_offset[index])
-        assert offsets == list(range(len(seen))), "positions have gaps or meet"
-        tokens, is_guess = tuple(ids[seen].tolist()), layout.adapter_rows[seen] == 1
+        own, tokens = int(layout.position_offset[index]), tuple(ids[seen].tolist())
+        is_guess = (layout.adapter_rows[seen] == 1).tolist()
+        num_known = is_guess.count(False)
+        is_sorted = is_guess == [False] * num_known + [True] * (len(seen) - num_known)
+        if index not in seen or layout.position_offset[seen].tolist() != list(range(len(seen))) or not is_sorted:
+            return MASK, 0.0
         if layout.adapter_rows[index] == 0:
-            assert own == len(seen) - 1, "a causal token sees what comes after it"
-            assert not is_guess.any(), "a causal token depends on a mask"
-            return self.next_token(prefix + tokens), 1.0
-        num_known = int((~is_guess).sum())
-        assert 1 <= num_known <= own
-        assert not is_guess[:num_known].any(), "a known token stands behind a mask"
-        assert set(tokens[num_known:]) == {MASK}
+            return (self.next_token(prefix + tokens), 1.0) if own == len(seen) - 1 == num_known - 1 else (MASK, 0.0)
+        if num_known < 1 or set(tokens[num_known:]) != {MASK}:
+            return MASK, 0.0
         # The last known token is the seed of the block.
         return self.guess(prefix + tokens[: num_known - 1], tokens[num_known - 1 :])[own - num_known + 1]
