@@ -17,6 +17,8 @@ from nemodiff_trt.runtime.answer import StreamEvent
 from nemodiff_trt.runtime.engine import EngineThread, Listener, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import IMPLEMENTED_MODES, GenerationOptions
+from nemodiff_trt.runtime.planner import LatencyModel, Policy
+from nemodiff_trt.runtime.planner.latency_model import latency_file
 from nemodiff_trt.runtime.sequence import FinishReason
 from nemodiff_trt.runtime.triton_repository.fields import LOGPROBS_OUTPUT
 from nemodiff_trt.runtime.triton_repository.parsed_request import RequestParser
@@ -26,7 +28,7 @@ from nemodiff_trt.runtime.triton_repository.settings import ServingSettings
 from nemodiff_trt.runtime.triton_repository.token_only import TokenOnly
 from nemodiff_trt.runtime.triton_repository.variant import Variant
 from nemodiff_trt.tokenizer import Tokenizer
-from nemodiff_trt.vocabulary import MODE_ROLES
+from nemodiff_trt.vocabulary import MODE_ROLES, Mode
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +77,10 @@ class ServedModel:
         bundle = Bundle.open(folder / settings.bundle, verify=settings.verify)
         is_text = settings.variant is Variant.TEXT
         tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir) if is_text else TokenOnly(settings.end_think_token_id)
-        engine = TriModeEngine(open_session(bundle, settings.num_threads), tokenizer, settings.engine)
+        session = open_session(bundle, settings.num_threads)
+        times = latency_file(bundle.path)
+        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        engine = TriModeEngine(session, tokenizer, settings.engine, policy=policy)
         return cls(backend, engine, settings, {"model": arguments["model_name"], "version": arguments["model_version"]})
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -144,7 +149,8 @@ def _report_refusal(stream: ResponseStream) -> Any:
 def warm_up(engine: TriModeEngine) -> None:
     """Run every mode the engines were built for, alone and with all slots taken."""
     limits, roles = engine.session.limits, engine.session.roles
-    modes = [mode for mode in IMPLEMENTED_MODES if roles.issuperset(MODE_ROLES[mode])]
+    # What auto chooses from is among the others.
+    modes = [mode for mode in IMPLEMENTED_MODES if mode is not Mode.AUTO and roles.issuperset(MODE_ROLES[mode])]
     prompt = [engine.session.model.bos_token_id]
     for count in (1, engine.stats()["free_slots"]):
         for mode in modes:

@@ -13,6 +13,7 @@ from nemodiff_trt.atomic_folder import AtomicFolder, FolderKind
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.bundle.reader import list_files
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.planner.latency_model import latency_file
 from nemodiff_trt.runtime.triton_repository.config_pbtxt import config_pbtxt
 from nemodiff_trt.runtime.triton_repository.settings import ServingSettings
 from nemodiff_trt.runtime.triton_repository.variant import Variant
@@ -83,6 +84,7 @@ def write_repository(bundle: Bundle, output: Path, layout: RepositoryLayout, for
                 placed = BUNDLE_DIR
                 _copy(first or bundle.path, version / BUNDLE_DIR, is_own=first is not None)
                 first = first or version / BUNDLE_DIR
+                _copy_step_times(bundle.path, version / BUNDLE_DIR)
             text = config_pbtxt(name, bundle.manifest, dataclasses.replace(settings, bundle=placed))
             (folder.path / name / CONFIG_FILE).write_text(text, encoding="utf-8")
             shutil.copyfile(Path(__file__).with_name("python_model.py"), version / MODEL_FILE)
@@ -104,6 +106,13 @@ def _copy(source: Path, target: Path, is_own: bool) -> None:
                 shutil.copyfile(source / name, target / name)
     except OSError as error:
         raise BundleError(f"cannot copy {source} to {target}: {error.strerror}") from error
+
+
+def _copy_step_times(source: Path, target: Path) -> None:
+    """What `nemodiff calibrate` measured lies beside a bundle; mode `auto` needs it."""
+    times = latency_file(source)
+    if times.exists():
+        shutil.copyfile(times, latency_file(target))
 
 
 def _is_repository(path: Path) -> bool:

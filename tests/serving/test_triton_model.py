@@ -29,7 +29,7 @@ from support.checkpoints import write_tokenizer
 from support.fake_triton import FakeBackend, Request
 from support.scripted_session import ScriptedSession, counting, guess_from
 
-LIMITS = Limits(max_batch_size=4, max_seq_len=160, block_length=16, prefill_chunk=32)
+LIMITS = Limits(max_batch_size=4, max_seq_len=160, block_length=16, prefill_chunk=32, quadratic_block_length=4)
 SETTINGS = ServingSettings(
     engine=EngineOptions(max_waiting=50, prefix_rows=0), cancel_poll_s=0.005, metrics_s=0.02, warm_up=False
 )

@@ -23,13 +23,13 @@ from nemodiff_trt.runtime.triton_repository.served_model import ServedModel
 from nemodiff_trt.runtime.triton_repository.settings import ServingSettings
 from nemodiff_trt.runtime.triton_repository.variant import Variant
 from nemodiff_trt.vocabulary import Target
-from support.bundles import build_bundle, copy_bundle
+from support.bundles import copy_bundle
 from support.fake_triton import FakeBackend, Request
 
 
-@pytest.fixture(scope="session")
-def bundle_dir(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny")
+@pytest.fixture
+def bundle_dir(tiny_bundle_dir: Path) -> Path:
+    return tiny_bundle_dir
 
 
 def write(bundle_dir: Path, output: Path, *options: str) -> int:
