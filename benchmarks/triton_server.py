@@ -8,7 +8,6 @@ runs it in the foreground. The server's Python backend predates NumPy 2, which i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import socket

@@ -241,11 +241,15 @@ asyncio.run(main())
 """
 
 
+def num_cancelled(server: TritonServer) -> float:
+    return server.metrics().get('nemodiff_requests_total{model="nemodiff",reason="cancelled",version="1"}', 0.0)
+
+
 @pytest.mark.parametrize("kind", ["grpc", "http"])
 def test_killed_clients_free_their_slots(idle: TritonServer, make_engine: Callable[[], TriModeEngine], kind: str) -> None:
     """Twelve streams of a client that dies, on eight slots: others are unharmed, and what waited never runs."""
     address = idle.grpc if kind == "grpc" else idle.http
-    before = idle.metrics().get('nemodiff_requests_total{model="nemodiff",reason="cancelled",version="1"}', 0)
+    before = num_cancelled(idle)
     victim = subprocess.Popen([sys.executable, "-c", CLIENT, str(BENCHMARKS), kind, address], stdout=subprocess.PIPE, text=True)
     assert victim.stdout is not None
     victim.stdout.readline()
@@ -261,9 +265,7 @@ def test_killed_clients_free_their_slots(idle: TritonServer, make_engine: Callab
     assert not judge(run_with(idle, "grpc", work), answers, clients.NAMES).wrong
     victim.wait()
     victim.stdout.close()
-    eventually(
-        lambda: idle.metrics()['nemodiff_requests_total{model="nemodiff",reason="cancelled",version="1"}'] == before + 12
-    )
+    eventually(lambda: num_cancelled(idle) == before + 12)
 
 
 def test_reload_drops_nothing(idle: TritonServer, make_engine: Callable[[], TriModeEngine]) -> None:
