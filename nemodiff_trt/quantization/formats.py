@@ -62,7 +62,7 @@ class Nvfp4Tensor:
         """The numbers [out,in] that the codes stand for, computed in fp32 and returned in `dtype`."""
         values = unpack_codes(self.payload)
         scales = self.block_scales.to(torch.float32) * self.global_scale
-        blocks = values.unflatten(-1, (-1, BLOCK)) * scales.unsqueeze(-1)
+        blocks = _blocks(values) * scales.unsqueeze(-1)
         return blocks.flatten(-2).to(dtype)
 
 
@@ -111,8 +111,7 @@ def pack_fp8(weight: Tensor, amax: Tensor | None = None) -> Fp8Tensor:
     """
     amax = _covering(weight, amax)
     scale = fp8_scale(amax)
-    pieces = weight.split(max(_PIECE_NUMBERS // weight.shape[-1], 1))
-    return Fp8Tensor(torch.cat([(rows.to(torch.float32) / scale).to(torch.float8_e4m3fn) for rows in pieces]), scale)
+    return Fp8Tensor(torch.cat([(rows.to(torch.float32) / scale).to(torch.float8_e4m3fn) for rows in _pieces(weight)]), scale)
 
 
 def pack_nvfp4(weight: Tensor, amax: Tensor | None = None) -> Nvfp4Tensor:
@@ -127,7 +126,7 @@ def pack_nvfp4(weight: Tensor, amax: Tensor | None = None) -> Nvfp4Tensor:
     """
     check_blocks(weight.shape[-1])
     global_scale = nvfp4_global_scale(_covering(weight, amax))
-    pieces = [_pack_rows(rows, global_scale) for rows in weight.split(max(_PIECE_NUMBERS // weight.shape[-1], 1))]
+    pieces = [_pack_rows(rows, global_scale) for rows in _pieces(weight)]
     return Nvfp4Tensor(torch.cat([codes for codes, _ in pieces]), torch.cat([scales for _, scales in pieces]), global_scale)
 
 
@@ -151,6 +150,10 @@ def _covering(weight: Tensor, amax: Tensor | None) -> Tensor:
     return amax.to(torch.float32)
 
 
+def _pieces(weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight, max(_PIECE_NUMBERS // weight.shape[-1], 1))
+
+
 def _pack_rows(rows: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Payload and block scales of some rows [n,in]."""
     scales = nvfp4_block_scales(rows, global_scale)
@@ -158,9 +161,14 @@ def _pack_rows(rows: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     return (codes[..., 1::2] << 4) | codes[..., 0::2], scales
 
 
+def _blocks(x: Tensor) -> Tensor:
+    """View [...,in/16,16] of `x` [...,in]."""
+    return x.reshape(*x.shape[:-1], -1, BLOCK)
+
+
 def nvfp4_block_scales(x: Tensor, global_scale: Tensor) -> Tensor:
     """Block scales of `x` [...,in] under `global_scale`, float8_e4m3fn [...,in/16]. A block of zeros gets 1, as in ModelOpt."""
-    amax = x.unflatten(-1, (-1, BLOCK)).abs().amax(-1).to(torch.float32)
+    amax = _blocks(x).abs().amax(-1).to(torch.float32)
     scales = amax / (E2M1_MAX * global_scale)
     scales = torch.where(scales == 0, 1.0, scales)
     return scales.clamp(_E4M3_MIN, E4M3_MAX).to(torch.float8_e4m3fn)
@@ -168,7 +176,7 @@ def nvfp4_block_scales(x: Tensor, global_scale: Tensor) -> Tensor:
 
 def _scaled(x: Tensor, scales: Tensor, global_scale: Tensor) -> Tensor:
     steps = scales.to(torch.float32) * global_scale
-    return (x.unflatten(-1, (-1, BLOCK)).to(torch.float32) / steps.unsqueeze(-1)).flatten(-2)
+    return (_blocks(x).to(torch.float32) / steps.unsqueeze(-1)).flatten(-2)
 
 
 def _encode(x: Tensor) -> Tensor:
