@@ -12,14 +12,11 @@ from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.options import CompileOptions
-from nemodiff_trt.quantization.facts import QuantizationFacts
+from nemodiff_trt.quantization.facts import NOT_CALIBRATED, QuantizationFacts
 from nemodiff_trt.quantization.ranges import find_ranges
 from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.quantization.statistics import ActivationStatistics
 from nemodiff_trt.vocabulary import Role
-
-# In the bundle: ranges by layer and role, in the form that --calibration takes.
-CALIBRATION_FILE = "calibration.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +43,7 @@ class Quantization:
 
     def facts(self, is_rehearsal: bool) -> QuantizationFacts:
         """For the manifest."""
-        text = "none, ranges are random"
-        if self.statistics is not None:
-            counts = f"{self.statistics.num_sequences} sequences, {self.statistics.num_tokens} tokens"
-            text = f"{self.statistics.activations} over {counts}"
+        text = self.statistics.describe() if self.statistics is not None else NOT_CALIBRATED
         return QuantizationFacts(self.recipe, self.draft_recipe, text, is_rehearsal)
 
     def digest(self) -> str:
