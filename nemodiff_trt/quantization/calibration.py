@@ -68,6 +68,8 @@ def calibrate(
             for runs in runner.runs:
                 runner.step(layer, runs, recorder)
             amax |= recorder.take()
+            # Before the next one is loaded.
+            del layer
             on_layer(index + 1)
         runner.finish(recorder)
         amax |= recorder.take()

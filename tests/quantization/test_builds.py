@@ -26,21 +26,19 @@ GATE, UP = "encoder.layers.0.mlp.gate_proj.weight", "encoder.layers.0.mlp.up_pro
 
 
 @pytest.fixture(scope="module")
-def calibration(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ranges of the tiny checkpoint, from a handful of prompts."""
-    folder = tmp_path_factory.mktemp("prompts")
+def mixed(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """FP8, drafting in NVFP4, calibrated on a handful of prompts."""
+    folder = tmp_path_factory.mktemp("mixed")
     prompts = folder / "prompts.txt"
     prompts.write_text("What is 2 + 2?\nName three colours.\nWrite a loop.\n")
-    bundle = build_bundle(tiny_checkpoint_dir, folder / "b", precision=Precision.FP8, calibration=prompts)
-    return bundle / "calibration.json"
+    options: dict[str, Any] = {"precision": Precision.FP8, "draft_precision": Precision.NVFP4, "calibration": prompts}
+    return Bundle.open(build_bundle(tiny_checkpoint_dir, folder / "b", **options))
 
 
 @pytest.fixture(scope="module")
-def mixed(tiny_checkpoint_dir: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """FP8, drafting in NVFP4."""
-    output = tmp_path_factory.mktemp("mixed") / "b"
-    options: dict[str, Any] = {"precision": Precision.FP8, "draft_precision": Precision.NVFP4, "calibration": calibration}
-    return Bundle.open(build_bundle(tiny_checkpoint_dir, output, **options))
+def calibration(mixed: Bundle) -> Path:
+    """Ranges of the tiny checkpoint."""
+    return mixed.path / "calibration.json"
 
 
 def test_the_manifest_says_what_is_quantised(mixed: Bundle) -> None:
