@@ -183,7 +183,7 @@ def writer_module_seal(content: dict[str, object]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 1}, "schema version 1, this program reads 2"),
+        ({"schema_version": 1}, "schema version 1, this program reads 3"),
         ({"target": "abacus"}, "unusable content"),
         ({"files": {}}, "not among the files"),
         ({"files": {"../outside": {"sha256": "", "num_bytes": 0}}}, "leaves the bundle"),
