@@ -22,7 +22,16 @@ class BuildCost:
     peak_bytes: int
 
 
-def build(checkpoint: str, output: Path, *, max_seq_len: int, block_length: int, prefill_chunk: int = 256) -> BuildCost:
+def build(
+    checkpoint: str,
+    output: Path,
+    *,
+    max_seq_len: int,
+    block_length: int,
+    prefill_chunk: int = 256,
+    max_batch_size: int = 8,
+    sampling: bool = False,
+) -> BuildCost:
     """Compile `checkpoint` into `output`.
 
     Raises:
@@ -35,8 +44,10 @@ def build(checkpoint: str, output: Path, *, max_seq_len: int, block_length: int,
         "max-seq-len": str(max_seq_len),
         "block-length": str(block_length),
         "prefill-chunk": str(min(prefill_chunk, max_seq_len)),
+        "max-batch-size": str(max_batch_size),
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+    arguments += ["--sampling"] if sampling else []
     with tempfile.TemporaryFile() as errors:
         begin = time.perf_counter()
         process = subprocess.Popen(

@@ -25,6 +25,7 @@ from step_times import capacity_ratio, capacity_table, step_table
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
+from nemodiff_trt.runtime.engine import EngineOptions
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.tokenizer import Tokenizer
@@ -122,7 +123,8 @@ def run(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[s
     cost = build(arguments.checkpoint, folder / "main", max_seq_len=arguments.max_seq_len, block_length=longest)
     bundle = Bundle.open(folder / "main")
     session = OnnxRuntimeSession.open(bundle, arguments.num_threads)
-    model = TriModeLM(session, Tokenizer.from_dir(bundle.tokenizer_dir))
+    # Rounds repeat the same prompts: none of them may profit from the one before.
+    model = TriModeLM(session, Tokenizer.from_dir(bundle.tokenizer_dir), EngineOptions(prefix_rows=0))
     prompts = chat_prompts(model.tokenizer, arguments.num_prompts)
     cases = options_of(arguments.block_lengths, arguments.max_new_tokens)
     speed = measure_decode_speed(model, ReferenceModel(checkpoint), prompts, cases, arguments.num_repeats)

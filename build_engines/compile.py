@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.model_source import ModelSource, open_source
 from nemodiff_trt.build_engines.quantize import calibrated, read_recipes
-from nemodiff_trt.build_engines.report import RoleGraph, report_content
+from nemodiff_trt.build_engines.report import RoleGraph, realised_operators, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
 from nemodiff_trt.build_engines.stored_weights import plan_weights
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines, builder_for
@@ -26,6 +27,7 @@ from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
+from nemodiff_trt.plugins.realisations import plugin_operators
 from nemodiff_trt.vocabulary import Role
 
 
@@ -37,7 +39,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         NemodiffError: a pass, the lowering, the compiler, the parity check or a strict audit failed. Nothing is left behind.
     """
     check_output(options.output, options.force)
-    build = builder_for(options.target)
+    build = builder_for(options.target, options.plugins)
     clock = StageClock(listener or SilentListener())
     with clock.stage("open model"):
         source = open_source(options)
@@ -45,7 +47,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         quantization = read_recipes(options, source.model)
     if quantization is not None:
         source = source.quantized(calibrated(quantization, options, clock))
-    key = build_key(source.identity, options, tool_versions(options.target))
+    key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
             dtype = getattr(torch, ENGINE_FLOAT[options.compute_precision])
@@ -68,8 +70,18 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             if source.quantization is not None and source.quantization.statistics is not None:
                 (writer.path / CALIBRATION_FILE).write_bytes(source.quantization.statistics.to_bytes())
-            writer.publish(_manifest(options, source, built, stored, key, writer))
+            realised = realised_operators(graphs.values(), options.target)
+            writer.publish(_manifest(source, built, stored, writer, BuildFacts(options, key, realised)))
     return Bundle.open(options.output, verify=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFacts:
+    """What was asked for, the build key, and how operators came to be realised."""
+
+    options: CompileOptions
+    key: str
+    operators: dict[str, str]
 
 
 @contextmanager
@@ -95,6 +107,7 @@ def _run_passes(captured: StepGraph, source: ModelSource, options: CompileOption
             keep_logits=options.sampling,
             cache_capacity=options.limits.cache_capacity,
             recipe=source.quantization.recipe_of(role) if source.quantization else None,
+            plugins=plugin_operators(options.target) if options.plugins else frozenset(),
         )
         reports = run_pipeline(graph, PIPELINES[options.target][role], pass_options)
         roles[role] = RoleGraph(graph, reports)
@@ -114,8 +127,9 @@ def _write_weights(
 
 
 def _manifest(
-    options: CompileOptions, source: ModelSource, built: BuiltEngines, stored: StoredWeights, key: str, writer: BundleWriter
+    source: ModelSource, built: BuiltEngines, stored: StoredWeights, writer: BundleWriter, facts: BuildFacts
 ) -> Manifest:
+    options = facts.options
     return Manifest(
         model=source.model,
         target=options.target,
@@ -125,13 +139,14 @@ def _manifest(
         keep_logits=options.sampling,
         adapter=source.adapter,
         roles=built.roles,
+        operators=facts.operators,
         weights=stored.layouts,
         weight_shapes=stored.shapes,
         weight_storage=options.weights,
         has_weights=source.tensors is not None,
         sms=built.sms,
         quantization=source.quantization.facts(built.is_rehearsal) if source.quantization else None,
-        build_key=key,
-        tool_versions=tool_versions(options.target),
+        build_key=facts.key,
+        tool_versions=tool_versions(options.target, options.plugins),
         files=writer.file_entries(),
     )

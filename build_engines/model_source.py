@@ -16,7 +16,6 @@ from nemodiff_trt.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_DIR
 from nemodiff_trt.config import ModelConfig, read_json_object
 from nemodiff_trt.full_size import ADAPTER_ALPHA, ADAPTER_RANK, FULL_SIZE_CONFIGS, full_size_config
 from nemodiff_trt.options import AdapterForm, CompileOptions
-from nemodiff_trt.vocabulary import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def open_source(options: CompileOptions) -> ModelSource:
     Raises:
         InvalidInputError: there is no such checkpoint, or it does not have the published layout.
     """
-    is_wanted = Role.DRAFT in options.roles and options.draft_adapter is not AdapterForm.NONE
+    is_wanted = any(role.uses_adapter for role in options.roles) and options.draft_adapter is not AdapterForm.NONE
     if options.config is not None:
         model, settings = _geometry(options.config)
         adapter = AdapterFacts(settings.rank, settings.scale) if is_wanted and settings else None

@@ -21,7 +21,7 @@ from nemodiff_trt.bundle.manifest import WEIGHTS_FILE
 from nemodiff_trt.bundle.weights import input_scales, split_sources
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import ParityError
-from nemodiff_trt.model import TriModeDecoder, assemble_decoder
+from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
 from nemodiff_trt.quantization.eager import input_formats, quantize_inputs
 from nemodiff_trt.vocabulary import LinearFormat, Role
 
@@ -110,6 +110,12 @@ def _random_step(role: Role, decoder: TriModeDecoder) -> dict[str, Tensor]:
     }
     if role is Role.PREFILL:
         feed[contract.LAST_INDEX] = torch.arange(batch) % step
+    if role.takes_layout:
+        # Nothing of the causal or the bidirectional order: positions run backwards, and tokens see each other at random.
+        sees = torch.rand((batch, step, step), generator=generator) < 0.5
+        feed[contract.POSITION_OFFSET] = torch.arange(step).flip(0).repeat(batch, 1)
+        feed[contract.STEP_MASK] = sees | torch.eye(step, dtype=torch.bool)
+        feed[contract.ADAPTER_ROWS] = torch.randint(2, (batch, step), generator=generator).float()
     shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
     for layer in range(config.num_hidden_layers):
         for name in (contract.past_key(layer), contract.past_value(layer)):
@@ -127,6 +133,7 @@ def _compare(role: Role, decoder: TriModeDecoder, feed: dict[str, Tensor], actua
             [feed[contract.past_value(layer)] for layer in layers],
             causal=role.is_causal,
             use_adapter=role.uses_adapter and decoder.has_adapter,
+            layout=LayoutTensors(*(feed[name] for name in contract.LAYOUT)) if role.takes_layout else None,
         )
     if role is Role.PREFILL:
         logits = logits[torch.arange(logits.shape[0]), feed[contract.LAST_INDEX]][:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from nemodiff_trt.build_engines.targets.build_target import BuiltEngines
 from nemodiff_trt.bundle.reader import list_files
 from nemodiff_trt.passes.base import PassReport
-from nemodiff_trt.passes.graph import StepGraph
-from nemodiff_trt.vocabulary import Role
+from nemodiff_trt.passes.graph import NODE_FORM, NODE_OPERATOR, StepGraph, operator_name
+from nemodiff_trt.plugins import find_op
+from nemodiff_trt.plugins.realisations import PLUGIN, realisation
+from nemodiff_trt.vocabulary import Role, Target
 
 # ru_maxrss is in KiB on Linux.
 _RSS_UNIT_BYTES = 1024
@@ -46,6 +49,16 @@ def report_content(
         "stage_seconds": {name: round(seconds, 3) for name, seconds in stage_seconds.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES,
     }
+
+
+def realised_operators(graphs: Iterable[StepGraph], target: Target) -> dict[str, str]:
+    """Name -> what realises the operator on `target`, of every operator in `graphs` after their pipelines."""
+    found = {}
+    for node in (node for graph in graphs for node in graph.graph.nodes):
+        name = operator_name(node) or node.meta.get(NODE_OPERATOR)
+        if name is not None:
+            found[name] = PLUGIN if NODE_FORM in node.meta else realisation(find_op(name), target)
+    return dict(sorted(found.items()))
 
 
 def _pass_report(report: PassReport) -> dict[str, Any]:

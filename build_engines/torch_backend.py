@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,8 @@ from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
 
 # The decomposition last: the fusions look for the operators.
 PASSES: tuple[Pass, ...] = (fuse_qkv, fuse_gate_up, decompose_plugins)
+# All that these passes ask of a build.
+_NO_BUILD = cast(PassOptions, SimpleNamespace(plugins=frozenset()))
 # What Dynamo records, as the operator that passes look for.
 _ATEN: dict[object, Any] = {
     functional.linear: torch.ops.aten.linear.default,
@@ -72,8 +75,7 @@ def rewrite_module(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Rew
     graph, parameters = _as_step_graph(module, example_inputs)
     reports = []
     for rewrite in PASSES:
-        # None of these passes asks what is built.
-        reports.append(rewrite(graph, cast(PassOptions, None)))
+        reports.append(rewrite(graph, _NO_BUILD))
         graph.tidy()
     return Rewritten(_as_module(module, graph, parameters), tuple(reports))
 

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nemodiff_trt.runtime.answer import GenerationResult as GenerationResult
     from nemodiff_trt.runtime.answer import StreamEvent as StreamEvent
+    from nemodiff_trt.runtime.engine import AsyncTriModeEngine as AsyncTriModeEngine
+    from nemodiff_trt.runtime.engine import EngineOptions as EngineOptions
+    from nemodiff_trt.runtime.engine import TriModeEngine as TriModeEngine
     from nemodiff_trt.runtime.options import GenerationOptions as GenerationOptions
     from nemodiff_trt.runtime.tri_mode_lm import TriModeLM as TriModeLM
 
 # Public name -> the module that defines it, imported at first use.
 _PUBLIC = {
+    "AsyncTriModeEngine": "nemodiff_trt.runtime.engine",
+    "EngineOptions": "nemodiff_trt.runtime.engine",
     "GenerationOptions": "nemodiff_trt.runtime.options",
     "GenerationResult": "nemodiff_trt.runtime.answer",
     "StreamEvent": "nemodiff_trt.runtime.answer",
+    "TriModeEngine": "nemodiff_trt.runtime.engine",
     "TriModeLM": "nemodiff_trt.runtime.tri_mode_lm",
 }
 

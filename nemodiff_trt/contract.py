@@ -20,6 +20,11 @@ from nemodiff_trt.vocabulary import Precision, Role, Target
 INPUT_IDS = "input_ids"
 CACHE_LENGTH = "cache_length"
 LAST_INDEX = "last_index"
+POSITION_OFFSET = "position_offset"
+STEP_MASK = "step_mask"
+ADAPTER_ROWS = "adapter_rows"
+# Inputs of a role whose steps have a layout, in their order.
+LAYOUT = (POSITION_OFFSET, STEP_MASK, ADAPTER_ROWS)
 TOKEN = "token"
 CONFIDENCE = "confidence"
 LOGITS = "logits"
@@ -52,6 +57,7 @@ ITEM_BYTES = {
     "int32": 4,
     "int8": 1,
     "uint8": 1,
+    "bool": 1,
 }
 
 
@@ -84,13 +90,15 @@ def scaled_query(layer: int) -> str:
 class Limits:
     """Sizes an engine was built for. All are counts of tokens, except `max_batch_size`.
 
-    `max_seq_len` is the number of tokens (prompt and answer) a sequence may reach.
+    `max_seq_len` is the number of tokens (prompt and answer) a sequence may reach. `quadratic_block_length` is the largest
+    block B of quadratic self-speculation, whose steps have up to B(B + 1) tokens; 0 where the role was not built.
     """
 
     max_batch_size: int
     max_seq_len: int
     block_length: int
     prefill_chunk: int
+    quadratic_block_length: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_seq_len", "block_length", "prefill_chunk"):
@@ -100,18 +108,23 @@ class Limits:
             raise InvalidInputError(
                 "block_length", self.block_length, "an integer of at least 2: one known token and one to guess"
             )
-        for name in ("block_length", "prefill_chunk"):
+        if self.quadratic_block_length != 0 and self.quadratic_block_length < 2:
+            allowed = "an integer of at least 2: one known token and one to guess; 0 without quadratic steps"
+            raise InvalidInputError("quadratic_block_length", self.quadratic_block_length, allowed)
+        for name in ("block_length", "prefill_chunk", "quadratic_block_length"):
             if getattr(self, name) > self.max_seq_len:
                 raise InvalidInputError(name, getattr(self, name), f"at most max_seq_len = {self.max_seq_len}")
 
     def longest_step(self, role: Role) -> int:
         """Most tokens of one step of `role`; the fewest are one."""
+        if role is Role.QUADRATIC:
+            return self.quadratic_block_length * (self.quadratic_block_length + 1)
         return {Role.PREFILL: self.prefill_chunk, Role.DECODE: 1}.get(role, self.block_length)
 
     @property
     def cache_capacity(self) -> int:
-        """K: one block of slack, because a step may write its whole block behind the last committed token."""
-        return self.max_seq_len + self.block_length
+        """K: slack of the longest step, whose tokens may all be written behind the last committed one; prefill needs none."""
+        return self.max_seq_len + max(self.block_length, self.longest_step(Role.QUADRATIC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +158,9 @@ def step_contract(role: Role, model: ModelConfig, precision: Precision, keep_log
     """The contract of `role`.
 
     Args:
-        role: prefill takes `last_index` and answers one row per sequence; every other role answers all S rows.
+        role: prefill takes `last_index` and answers one row per sequence; every other role answers all S rows. quadratic
+            takes the layout of its step; `adapter_rows` is an input of it also where no adapter is applied, and has no
+            effect then.
         model: gives the number of layers, G, D and V.
         precision: gives the dtype of the cache.
         keep_logits: the engine was built with sampling and also returns logits fp32.
@@ -156,6 +171,10 @@ def step_contract(role: Role, model: ModelConfig, precision: Precision, keep_log
     inputs = [TensorSpec(INPUT_IDS, "int64", ("B", "S")), TensorSpec(CACHE_LENGTH, "int64", ("B",))]
     if role is Role.PREFILL:
         inputs.append(TensorSpec(LAST_INDEX, "int64", ("B",)))
+    if role.takes_layout:
+        inputs.append(TensorSpec(POSITION_OFFSET, "int64", ("B", "S")))
+        inputs.append(TensorSpec(STEP_MASK, "bool", ("B", "S", "S")))
+        inputs.append(TensorSpec(ADAPTER_ROWS, "float32", ("B", "S")))
     outputs = [TensorSpec(TOKEN, "int64", ("B", step_axis)), TensorSpec(CONFIDENCE, "float32", ("B", step_axis))]
     if keep_logits:
         outputs.append(TensorSpec(LOGITS, "float32", ("B", step_axis, model.vocab_size)))

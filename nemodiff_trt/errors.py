@@ -45,3 +45,11 @@ class ParityError(NemodiffError):
 
 class AuditError(NemodiffError):
     """A strict build or inspection found something in a compiled plan that should not be there."""
+
+
+class BusyError(NemodiffError):
+    """As many requests wait as may. Nothing was queued; the same request may be sent again."""
+
+
+class EngineStoppedError(NemodiffError):
+    """The engine loop was closed, or an engine run failed, while a request was not finished."""

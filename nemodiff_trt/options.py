@@ -16,7 +16,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits, compute_precision
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.full_size import FULL_SIZE_CONFIGS
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target, roles_for
 
 DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
@@ -29,9 +29,11 @@ _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     Target.TENSORRT: (Precision.BF16, Precision.FP16, Precision.FP8, Precision.NVFP4),
     Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
-_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, DEFAULT_MODES)
+_MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, BUILT_MODES)
 # Compute capabilities that can be compiled for without the GPU, and the one a build is for unless told otherwise.
 TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
+# Targets whose engines may hold kernels that the compiler knows nothing of.
+PLUGIN_TARGETS = (Target.TENSORRT, Target.INDUCTOR)
 _GPU_TARGETS = (Target.TENSORRT_RTX, Target.TENSORRT)
 
 
@@ -83,11 +85,17 @@ class CompileOptions:
     sm: tuple[int, ...] = _build((), "Compute capabilities to compile for, separated by commas: 120,121. tensorrt-rtx only.")
     weights: WeightStorage = _build(WeightStorage.SHARED, "One weight file for all roles, or weights inside each engine.")
     block_length: int = _build(32, "Largest block that can be drafted or denoised at run time, in tokens.")
+    quadratic_block_length: int = _build(
+        16, "Largest block B of mode quadratic: its steps have up to B(B + 1) tokens, so it is chosen for the device."
+    )
     max_batch_size: int = _build(8, "Largest number of sequences in one step.")
     max_seq_len: int = _build(2048, "Tokens a sequence may reach, prompt and answer together.")
     prefill_chunk: int = _build(256, "Longest piece of a prompt that one prefill step takes, in tokens.")
     sampling: bool = _build(False, "Also return logits, which sampling needs.")
     draft_adapter: AdapterForm = _build(AdapterForm.LOW_RANK, "How drafting applies the adapter.")
+    plugins: bool = _build(
+        False, "Run operators by the project's own kernels, not by what the compiler makes of them. tensorrt, inductor."
+    )
     calibration: Path | None = _build(
         None, "Prompts to calibrate quantised precisions with, one a line or JSONL, or calibration.json of a bundle."
     )
@@ -97,7 +105,7 @@ class CompileOptions:
     def __post_init__(self) -> None:
         self._check_source()
         self._check_available()
-        Limits(self.max_batch_size, self.max_seq_len, self.block_length, self.prefill_chunk)
+        self.limits  # noqa: B018 - checks the sizes
 
     def _check_source(self) -> None:
         if (self.checkpoint is None) == (self.config is None):
@@ -124,6 +132,8 @@ class CompileOptions:
                 "config", self.config, f"a checkpoint instead: target {self.target} keeps weights in the bundle"
             )
         self._check_sm()
+        if self.plugins and self.target not in PLUGIN_TARGETS:
+            raise InvalidInputError("plugins", True, f"off for target {self.target}, which has none")
         if self.weights is not WeightStorage.SHARED:
             if self.target not in _GPU_TARGETS:
                 raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
@@ -182,7 +192,8 @@ class CompileOptions:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_batch_size, self.max_seq_len, self.block_length, self.prefill_chunk)
+        quadratic = self.quadratic_block_length if Mode.QUADRATIC in self.modes else 0
+        return Limits(self.max_batch_size, self.max_seq_len, self.block_length, self.prefill_chunk, quadratic)
 
     @property
     def roles(self) -> tuple[Role, ...]:

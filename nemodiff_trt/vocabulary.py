@@ -6,19 +6,21 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """What the user asks for."""
+    """What the user asks for. `auto` leaves the choice between `ar` and `self_speculation` to the runtime."""
 
     AR = "ar"
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
     QUADRATIC = "quadratic"
+    AUTO = "auto"
 
 
 class Role(StrEnum):
     """One compiled step graph.
 
-    `prefill`, `decode` and `verify` are causal; `denoise` and `draft` let every token of the step see every other;
-    only `draft` applies the low-rank adapter.
+    `prefill`, `decode` and `verify` are causal; `denoise` and `draft` let every token of the step see every other. In
+    `quadratic` an input says which step tokens see each other, where they stand and to which of them the low-rank adapter
+    applies; otherwise only `draft` applies it.
     """
 
     PREFILL = "prefill"
@@ -34,7 +36,12 @@ class Role(StrEnum):
 
     @property
     def uses_adapter(self) -> bool:
-        return self is Role.DRAFT
+        return self in (Role.DRAFT, Role.QUADRATIC)
+
+    @property
+    def takes_layout(self) -> bool:
+        """Whether mask, positions and adapter rows of a step are inputs."""
+        return self is Role.QUADRATIC
 
 
 class Target(StrEnum):
@@ -76,8 +83,13 @@ MODE_ROLES: dict[Mode, tuple[Role, ...]] = {
     Mode.AR: (Role.PREFILL, Role.DECODE),
     Mode.DIFFUSION: (Role.PREFILL, Role.DENOISE, Role.VERIFY),
     Mode.SELF_SPECULATION: (Role.PREFILL, Role.DRAFT, Role.VERIFY),
-    Mode.QUADRATIC: (Role.PREFILL, Role.DRAFT, Role.QUADRATIC),
+    Mode.QUADRATIC: (Role.PREFILL, Role.QUADRATIC),
+    Mode.AUTO: (Role.PREFILL, Role.DECODE, Role.DRAFT, Role.VERIFY),
 }
+
+
+# What engines are built for; `auto` uses those of others.
+BUILT_MODES = tuple(mode for mode in Mode if mode is not Mode.AUTO)
 
 
 def roles_for(modes: tuple[Mode, ...]) -> tuple[Role, ...]:

@@ -1,8 +1,8 @@
-"""Make the draft role's output projections those of the adapter.
+"""Make the output projections of a role that drafts those of the adapter.
 
 before:         y = linear(attention, W)
 after, low_rank: y = linear(attention, W) + scale * linear(linear(attention, A), B)
-after, merged:   y = linear(attention, W')      with W' = W + scale * B @ A, stored beside W
+after, merged:   y = linear(attention, W')      with W' = W + scale * B @ A, stored beside W; low_rank in a quadratic step
 
 Reference: LoRA, arXiv 2106.09685; the drafter of arXiv 2607.05722 adapts o_proj only.
 """
@@ -14,7 +14,6 @@ from torch import fx
 
 import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.bundle import AdapterFacts, Combine, WeightLayout
-from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph, is_call, weight_name
 
@@ -22,6 +21,8 @@ _LINEAR, _ADD, _MUL = torch.ops.aten.linear.default, torch.ops.aten.add.Tensor, 
 _ATTENTION = torch.ops.nemodiff.attention.default
 _BASE_SUFFIX = ".o_proj.weight"
 MERGED_SUFFIX = ".o_proj_draft.weight"
+# Of the second matrix of a branch, B.
+UP_SUFFIX = ".adapter.lora_B.weight"
 
 
 def apply_draft_adapter(graph: StepGraph, options: PassOptions) -> PassReport:
@@ -34,7 +35,7 @@ def apply_draft_adapter(graph: StepGraph, options: PassOptions) -> PassReport:
         if reason:
             refusals.append(Refusal(node.name, reason))
             continue
-        if options.adapter_form is AdapterForm.MERGED:
+        if options.merges_adapter:
             _merge(graph, node)
         else:
             _add_branch(graph, node, options.adapter)
@@ -58,7 +59,7 @@ def _refusal(graph: StepGraph, node: fx.Node, options: PassOptions) -> str | Non
 def adapter_sources(base: str) -> tuple[str, str]:
     """Decoder names of A [r,H*D] and B [hidden,r] that belong to the output projection `base`."""
     stem = base.removesuffix(_BASE_SUFFIX)
-    return f"{stem}.adapter.lora_A.weight", f"{stem}.adapter.lora_B.weight"
+    return f"{stem}.adapter.lora_A.weight", f"{stem}{UP_SUFFIX}"
 
 
 def _merge(graph: StepGraph, node: fx.Node) -> None:

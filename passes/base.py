@@ -20,7 +20,8 @@ class PassOptions:
     """What passes may know of the build.
 
     `precision` is that of activations and cache. `adapter` is None when the checkpoint has none; positions of a step are below
-    `cache_capacity`. `recipe` says which linear layers of the role are quantised, None for none of them.
+    `cache_capacity`. `plugins` are names of operators that the target runs as they are, by kernels of the project. `recipe`
+    says which linear layers of the role are quantised, None for none of them.
     """
 
     role: Role
@@ -31,10 +32,16 @@ class PassOptions:
     adapter_form: AdapterForm = AdapterForm.LOW_RANK
     keep_logits: bool = False
     recipe: Recipe | None = None
+    plugins: frozenset[str] = frozenset()
 
     @property
     def drafts_with_adapter(self) -> bool:
         return self.role.uses_adapter and self.adapter is not None and self.adapter_form is not AdapterForm.NONE
+
+    @property
+    def merges_adapter(self) -> bool:
+        """A role whose tokens differ in whether the adapter applies needs the branch: one matrix serves all tokens or none."""
+        return self.drafts_with_adapter and self.adapter_form is AdapterForm.MERGED and not self.role.takes_layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,17 @@ from torch import fx
 import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.contract import scaled_query
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.expand_quadratic import ATTENTIONS
 from nemodiff_trt.passes.graph import StepGraph, is_call
 from nemodiff_trt.passes.scale_queries import SCALE_ARGUMENT
 
-_ATTENTION, _MUL = torch.ops.nemodiff.attention.default, torch.ops.aten.mul.Tensor
+_MUL = torch.ops.aten.mul.Tensor
 
 
 def expose_queries(graph: StepGraph, options: PassOptions) -> PassReport:
     """Count: queries that became scratch outputs."""
     outputs, added, refusals = graph.outputs, [], []
-    for layer, node in enumerate(graph.calls(_ATTENTION)):
+    for layer, node in enumerate(graph.calls(*ATTENTIONS)):
         name, query = scaled_query(layer), node.args[0]
         if name in outputs:
             refusals.append(Refusal(node.name, f"{name} is an output already"))

@@ -11,10 +11,10 @@ from torch import fx
 
 import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.expand_quadratic import ATTENTIONS
 from nemodiff_trt.passes.fuse_projections import LINEAR, fuse, why_not
 from nemodiff_trt.passes.graph import StepGraph, is_call
 
-_ATTENTION = torch.ops.nemodiff.attention.default
 _ROTARY = torch.ops.nemodiff.rotary.default
 _CACHE_UPDATE = torch.ops.nemodiff.cache_update.default
 
@@ -22,7 +22,7 @@ _CACHE_UPDATE = torch.ops.nemodiff.cache_update.default
 def fuse_qkv(graph: StepGraph, options: PassOptions) -> PassReport:
     """Count: attention nodes whose three projections became one."""
     fused, refusals = 0, []
-    for attention in graph.calls(_ATTENTION):
+    for attention in graph.calls(*ATTENTIONS):
         query, key_cache, value_cache = attention.args[:3]
         key = _argument(key_cache, _CACHE_UPDATE, 1)
         projections = (_argument(query, _ROTARY, 0), _argument(key, _ROTARY, 0), _argument(value_cache, _CACHE_UPDATE, 1))

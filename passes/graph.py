@@ -19,6 +19,10 @@ from nemodiff_trt.bundle import WeightLayout
 from nemodiff_trt.errors import PassError
 
 NODE_VALUE = "val"
+# Key of what a pass decided about an operator of the project: the form it is lowered as, in place of the target's usual one.
+NODE_FORM = "form"
+# Key of the operator's name, on what stands for one after a pass replaced it.
+NODE_OPERATOR = "operator"
 
 
 @dataclass(slots=True)
@@ -128,6 +132,13 @@ class _Interpreter(fx.Interpreter):
 def is_call(node: object, target: Any) -> bool:
     """Whether `node` is a call of `target`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target == target
+
+
+def operator_name(node: fx.Node) -> str | None:
+    """Name of the project's operator that `node` calls, None for any other node."""
+    target = node.target
+    is_own = isinstance(target, torch._ops.OpOverload) and target.namespace == "nemodiff"  # noqa: SLF001 - the type of an operator
+    return target.name().removeprefix("nemodiff::") if is_own else None  # type: ignore[union-attr]
 
 
 def weight_name(node: object) -> str | None:

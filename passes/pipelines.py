@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.apply_draft_adapter import apply_draft_adapter
 from nemodiff_trt.passes.attach_decision_head import attach_decision_head
 from nemodiff_trt.passes.base import PassOptions, Stage
 from nemodiff_trt.passes.decompose_plugins import decompose_plugins
 from nemodiff_trt.passes.emulate_quantization import emulate_quantization
+from nemodiff_trt.passes.expand_quadratic import expand_quadratic
 from nemodiff_trt.passes.expose_queries import expose_queries
 from nemodiff_trt.passes.fuse_gate_up import fuse_gate_up
 from nemodiff_trt.passes.fuse_qkv import fuse_qkv
+from nemodiff_trt.passes.gate_adapter_rows import gate_adapter_rows
+from nemodiff_trt.passes.place_plugins import place_plugins
 from nemodiff_trt.passes.quantize_linears import quantize_linears
 from nemodiff_trt.passes.scale_queries import scale_queries
 from nemodiff_trt.passes.select_last_position import select_last_position
@@ -38,6 +40,11 @@ def adapted_layers(options: PassOptions) -> int:
     return options.model.num_hidden_layers if options.drafts_with_adapter else 0
 
 
+def layers_and_positions(options: PassOptions) -> int:
+    """Attention of every layer, and the positions they share."""
+    return options.model.num_hidden_layers + 1
+
+
 def unscaled_layers(options: PassOptions) -> int:
     """Every layer, unless the cache reaches positions whose queries are scaled."""
     return 0 if scales_queries(options) else options.model.num_hidden_layers
@@ -45,7 +52,7 @@ def unscaled_layers(options: PassOptions) -> int:
 
 def linears_after_fusion(options: PassOptions) -> int:
     """qkv, o, gate|up and down per layer, two more for a low-rank branch, and the vocabulary projection."""
-    has_branch = options.drafts_with_adapter and options.adapter_form is AdapterForm.LOW_RANK
+    has_branch = options.drafts_with_adapter and not options.merges_adapter
     return options.model.num_hidden_layers * (6 if has_branch else 4) + 1
 
 
@@ -55,7 +62,7 @@ def quantized_linears(options: PassOptions) -> int:
     if recipe is None:
         return 0
     names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
-    if options.drafts_with_adapter and options.adapter_form is AdapterForm.LOW_RANK:
+    if options.drafts_with_adapter and not options.merges_adapter:
         names += ["self_attn.adapter.lora_A", "self_attn.adapter.lora_B"]
     return _count_quantized(recipe, options.model.num_hidden_layers, names)
 
@@ -70,9 +77,18 @@ def keys_and_values(options: PassOptions) -> int:
     return 2 * options.model.num_hidden_layers
 
 
+def kept_plugins(options: PassOptions) -> int:
+    """Operators that stay for a kernel of the project: attention per layer, the decision head."""
+    attention = "masked_attention" if options.role.takes_layout else "attention"
+    return options.model.num_hidden_layers * (attention in options.plugins) + ("decision_head" in options.plugins)
+
+
 def plugins_outside_the_cache(options: PassOptions) -> int:
-    """Two norms, two rotations and attention per layer; positions, final norm, decision head, and the row a prefill selects."""
-    return 5 * options.model.num_hidden_layers + (4 if options.role is Role.PREFILL else 3)
+    """Two norms, two rotations and attention per layer; final norm and decision head; positions, unless they are an input;
+    and the row a prefill selects. Without those that stay.
+    """
+    others = {Role.PREFILL: 4, Role.QUADRATIC: 2}.get(options.role, 3)
+    return 5 * options.model.num_hidden_layers + others - kept_plugins(options)
 
 
 _FUSE = (
@@ -101,14 +117,18 @@ _FOR_TORCH = (
     _VERIFY,
 )
 # Matrices stay [out,in]: the network's own product transposes them for nothing.
-_FOR_ONE_TOKEN = (*_FUSE, Stage(scale_queries, per_layer), _VERIFY)
+_FOR_ONE_TOKEN = (*_FUSE, Stage(scale_queries, per_layer), Stage(place_plugins, kept_plugins), _VERIFY)
 # The scaled query is what attention reads, so it is scaled before it is exposed.
-_FOR_BLOCKS = (*_FUSE, Stage(scale_queries, per_layer), Stage(expose_queries, per_layer), _VERIFY)
+_FOR_BLOCKS = (
+    *_FUSE, Stage(scale_queries, per_layer), Stage(expose_queries, per_layer), Stage(place_plugins, kept_plugins), _VERIFY
+)  # fmt: skip
 
 _DECIDE = Stage(attach_decision_head, once)
 _SELECT = Stage(select_last_position, once)
 _BIDIRECTIONAL = Stage(set_attention_direction, per_layer)
 _ADAPT = Stage(apply_draft_adapter, adapted_layers)
+_EXPAND = Stage(expand_quadratic, layers_and_positions)
+_GATE = Stage(gate_adapter_rows, adapted_layers)
 
 # What makes a role, whatever the target.
 _ROLES: dict[Role, tuple[Stage, ...]] = {
@@ -119,6 +139,8 @@ _ROLES: dict[Role, tuple[Stage, ...]] = {
     Role.DENOISE: (_BIDIRECTIONAL, _DECIDE),
     # The adapter before the target's stages: its matrices are linear layers like the others and are stored like them.
     Role.DRAFT: (_BIDIRECTIONAL, _ADAPT, _DECIDE),
+    # The adapter is found behind plain attention, so before that is replaced; its gate reads an input that comes with the mask.
+    Role.QUADRATIC: (_ADAPT, _EXPAND, _GATE, _DECIDE),
 }
 _ONNXRUNTIME = {role: (*stages, *_FOR_ONNX) for role, stages in _ROLES.items()}
 _INDUCTOR = {role: (*stages, *_FOR_TORCH) for role, stages in _ROLES.items()}

@@ -14,7 +14,7 @@ from torch import fx
 
 import nemodiff_trt.plugins  # noqa: F401 - registers torch.ops.nemodiff
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
-from nemodiff_trt.passes.graph import StepGraph
+from nemodiff_trt.passes.graph import NODE_OPERATOR, StepGraph, operator_name
 from nemodiff_trt.plugins.cache_update import write_cache
 
 _CACHE_UPDATE = torch.ops.nemodiff.cache_update.default
@@ -28,6 +28,7 @@ def update_cache_in_place(graph: StepGraph, options: PassOptions) -> PassReport:
         if reason:
             refusals.append(Refusal(node.name, reason))
             continue
+        node.meta[NODE_OPERATOR] = operator_name(node)
         node.target = write_cache
         changed += 1
     return PassReport(update_cache_in_place.__name__, changed, tuple(refusals))

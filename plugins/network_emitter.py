@@ -27,11 +27,15 @@ NetworkValue = NetworkTensor | Heads | tuple[NetworkTensor, ...]
 
 
 class NetworkEmitter:
-    """A network under construction. `weights` of the graph are tensors like any other here."""
+    """A network under construction. `weights` of the graph are tensors like any other here.
 
-    def __init__(self, api: Any, network: Any) -> None:
+    `plugin_sm` is the compute capability that kernels of plugins are compiled for; None where there are no plugins.
+    """
+
+    def __init__(self, api: Any, network: Any, plugin_sm: int | None = None) -> None:
         self.api = api
         self.network = network
+        self.plugin_sm = plugin_sm
         # The network refers to the memory of constants until it is compiled.
         self._arrays: list[np.ndarray] = []
         self._once: dict[tuple[Any, ...], NetworkTensor] = {}
@@ -101,6 +105,16 @@ class NetworkEmitter:
         sizes.axis = 0
         layer.set_input(2, self.output(sizes))
         return self.output(layer)
+
+    def dequantize(self, x: NetworkTensor, scale: NetworkTensor, dtype: Any) -> NetworkTensor:
+        """`x` in a narrow format times its scale, in `dtype`; one scale, or one for a block of the last axis."""
+        return self.output(self.network.add_dequantize(x, scale, dtype))
+
+    def times_transposed(self, x: NetworkTensor, matrix: NetworkTensor) -> NetworkTensor:
+        """`x` [B,S,in] times `matrix` [out,in], transposed by the product itself."""
+        operation = self.api.MatrixOperation
+        stacked = self.reshape(matrix, (1, *tuple(matrix.shape)))
+        return self.output(self.network.add_matrix_multiply(x, operation.NONE, stacked, operation.TRANSPOSE))
 
     def heads(self, value: NetworkValue, num_heads: int) -> NetworkTensor:
         """`value` [B,S,N*D] as [B,N,S,D]."""

@@ -54,12 +54,16 @@ class OnnxEmitter:
             self._written[key] = output
         return self._written[key]
 
+    def ops(self, kind: str, inputs: list[str], num_outputs: int, **attributes: Any) -> tuple[str, ...]:
+        """Emit one node of several outputs. Returns their names."""
+        name = f"{kind}_{len(self.nodes)}"
+        outputs = tuple(f"{name}_{index}" for index in range(num_outputs))
+        self.nodes.append(helper.make_node(kind, inputs, list(outputs), name=name, **attributes))
+        return outputs
+
     def split(self, name: str, sizes: list[int], axis: int) -> tuple[str, ...]:
         """Emit `Split` of `name` into pieces of `sizes` along `axis`."""
-        outputs = tuple(f"Split_{len(self.nodes)}_{piece}" for piece in range(len(sizes)))
-        inputs = [name, self.constant(np.array(sizes, dtype=np.int64))]
-        self.nodes.append(helper.make_node("Split", inputs, list(outputs), name=f"Split_{len(self.nodes)}", axis=axis))
-        return outputs
+        return self.ops("Split", [name, self.integers(*sizes)], len(sizes), axis=axis)
 
     def constant(self, array: np.ndarray) -> str:
         """Name of an initializer with the content of `array`; meant for shapes, indices and scalars."""
@@ -73,6 +77,15 @@ class OnnxEmitter:
     def integers(self, *values: int) -> str:
         """int64 [n] constant."""
         return self.constant(np.array(values, dtype=np.int64))
+
+    def number(self, value: float) -> str:
+        """fp32 [] constant."""
+        return self.constant(np.array(value, np.float32))
+
+    def through_e4m3(self, name: str) -> str:
+        """fp32 numbers in e4m3 and back; the cast saturates and takes ties to the even number."""
+        narrow = self.op("Cast", [name], to=onnx.TensorProto.FLOAT8E4M3FN, saturate=1)
+        return self.op("Cast", [narrow], to=onnx.TensorProto.FLOAT)
 
     def size(self, name: str, axis: int) -> str:
         """int64 [1]: the extent of `axis` of `name`, read off the first tensor known to have that axis."""

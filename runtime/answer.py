@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.sampling import TokenLogprobs
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
-from nemodiff_trt.runtime.stats import GenerationStats
+from nemodiff_trt.runtime.stats import GenerationStats, RequestTimes
 from nemodiff_trt.runtime.streaming import TextStream
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.vocabulary import Mode, Role
@@ -20,7 +21,7 @@ class GenerationResult:
 
     `text` leaves out special tokens and everything from a stop string on. `token_ids` keep the end-of-sequence token, and in
     the case of a stop string end with the token that completed it. `prompt` is the text that was encoded: of a chat, the
-    rendered template.
+    rendered template. `logprobs` has an entry for every token if the request asked for them.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class GenerationResult:
     finish_reason: FinishReason
     mode: Mode
     stats: GenerationStats
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -51,28 +53,43 @@ class StreamEvent:
 
 
 class Answer:
-    """Follows one sequence through its decoding, ends it at a stop string, and keeps its text."""
+    """Follows one sequence through its decoding, ends it at a stop string, and keeps its text and times."""
 
-    __slots__ = ("_end", "_parts", "_prefill_end", "_stream", "_tokenizer", "prompt", "sequence")
+    __slots__ = (
+        "_admitted_s", "_end", "_first", "_logprobs", "_mode", "_parts", "_stream", "_submitted_s", "_tokenizer", "last_text",
+        "prompt", "sequence",
+    )  # fmt: skip
 
-    def __init__(self, prompt: str, sequence: Sequence, tokenizer: Tokenizer, stream: TextStream | None) -> None:
+    def __init__(
+        self, prompt: str, sequence: Sequence, mode: Mode, tokenizer: Tokenizer, stream: TextStream | None, now_s: float
+    ) -> None:
         """Without a `stream` the text is decoded once, at the end; stop strings need one."""
         self.prompt = prompt
         self.sequence = sequence
+        # Text that was held back when the answer was ended from outside.
+        self.last_text = ""
+        self._mode = mode
         self._tokenizer = tokenizer
         self._stream = stream
         self._parts: list[str] = []
-        # Readings of (clock, engine time) in seconds.
-        self._prefill_end = self._end = (0.0, 0.0)
+        self._logprobs: list[TokenLogprobs] = []
+        self._submitted_s = now_s
+        self._admitted_s: float | None = None
+        # Readings of (clock, engine time) in seconds, at the first token and at the end.
+        self._first: tuple[float, float] | None = None
+        self._end: tuple[float, float] | None = None
 
-    def start_decoding(self, clock_s: float, engine_s: float) -> None:
-        """Note the time after a prefill step of the batch; the last one counts."""
-        self._prefill_end = (clock_s, engine_s)
+    def admit(self, now_s: float) -> None:
+        """Note when the request got its slot."""
+        self._admitted_s = now_s
 
     def advance(self, step: RowStep, clock_s: float, engine_s: float) -> str:
         """Take in one engine run: cut at a stop string, note the time. Returns the text that is new."""
         text = "" if self._stream is None else self._advance_text(self._stream, step)
+        self._logprobs += step.logprobs
         self._end = (clock_s, engine_s)
+        if self._first is None and self.sequence.tokens:
+            self._first = self._end
         return text
 
     def _advance_text(self, stream: TextStream, step: RowStep) -> str:
@@ -92,27 +109,42 @@ class Answer:
         self._parts.append(text)
         return text
 
-    def result(self, mode: Mode, begin_s: float) -> GenerationResult:
-        """Of a finished sequence whose batch began at `begin_s`.
+    def end(self, clock_s: float, engine_s: float) -> None:
+        """Take in that the sequence was ended from outside: what was held back is text now."""
+        self._end = (clock_s, engine_s)
+        if self._stream is not None:
+            self.last_text = self._stream.flush()
+            self._parts.append(self.last_text)
+
+    def result(self) -> GenerationResult:
+        """Of a finished sequence.
 
         Raises:
             RuntimeError: it is not finished.
         """
         sequence = self.sequence
-        if sequence.finish_reason is None:
+        if sequence.finish_reason is None or self._end is None:
             raise RuntimeError("the answer is not finished")
         text = "".join(self._parts) if self._stream else self._tokenizer.decode(sequence.tokens)
-        (prefill_end_s, prefill_engine_s), (end_s, end_engine_s) = self._prefill_end, self._end
-        # An answer that is finished within prefill may end before the prompts of its batch do.
-        decode_s, engine_s = max(end_s - prefill_end_s, 0.0), max(end_engine_s - prefill_engine_s, 0.0)
-        stats = GenerationStats.of(sequence, mode, min(prefill_end_s, end_s) - begin_s, decode_s, engine_s)
-        return GenerationResult(self.prompt, text, tuple(sequence.tokens), sequence.finish_reason, mode, stats)
+        end_s, end_engine_s = self._end
+        first_s, first_engine_s = self._first or self._end
+        # One that was ended while it waited never got a slot.
+        admitted_s = self._admitted_s if self._admitted_s is not None else end_s
+        times = RequestTimes(
+            queue_s=admitted_s - self._submitted_s,
+            prefill_s=first_s - admitted_s,
+            decode_s=end_s - first_s,
+            engine_s=end_engine_s - first_engine_s,
+        )
+        stats = GenerationStats.of(sequence, self._mode, times)
+        tokens, logprobs = tuple(sequence.tokens), tuple(self._logprobs)
+        return GenerationResult(self.prompt, text, tokens, sequence.finish_reason, self._mode, stats, logprobs)
 
 
 def _cut(sequence: Sequence, step: RowStep, num_before: int, num_kept: int) -> None:
     """End the answer `num_kept` tokens into what `step` emitted."""
     sequence.finish(FinishReason.STOP, num_before + num_kept)
-    del step.emitted[num_kept:]
+    del step.emitted[num_kept:], step.logprobs[num_kept:]
     num_dropped = max(step.accepted - num_kept, 0)
     step.accepted -= num_dropped
     sequence.accepted_drafts -= num_dropped

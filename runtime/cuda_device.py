@@ -33,6 +33,10 @@ class Device(Protocol):
         """Enqueue a copy between tensors of one size, wherever they are."""
         ...
 
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Let operations of torch on device memory run on the stream."""
+        ...
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` enqueues, without running it; the result enqueues all of it at once."""
         ...
@@ -68,6 +72,10 @@ class CudaDevice:
     def copy(self, target: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        with torch.cuda.stream(self._stream):
+            work()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()

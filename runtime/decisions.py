@@ -1,6 +1,6 @@
-"""The decisions between two engine runs, on whole batches: pure functions of small arrays.
+"""The decisions between two engine runs: pure functions of the small arrays of one row.
 
-`block` int64 [B,S] holds the seed of each row at offset 0, then known tokens and mask ids.
+`block` int64 [S] holds the seed at offset 0, then known tokens and mask ids.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from nemodiff_trt.runtime.session import StepOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,53 +27,32 @@ class CommitRule:
         return max(1, share + (step < remainder))
 
 
-def next_block(block: np.ndarray, seeds: list[int], mask_token_id: int) -> None:
-    """Start a block in place: the seeds [B] at offset 0, masks behind them."""
-    block[:, 0] = seeds
-    block[:, 1:] = mask_token_id
-
-
-def commit_masks(
-    block: np.ndarray, output: StepOutput, is_open: np.ndarray, mask_token_id: int, threshold: float | None, quota: int
-) -> np.ndarray:
-    """Fix masked positions in place by the rule of `CommitRule`; ties go to the lowest offset.
+def most_confident(confidence: np.ndarray, threshold: float | None, quota: int) -> np.ndarray:
+    """Which of several masked positions a pass fixes, by the rule of `CommitRule`; ties go to the lowest index.
 
     Args:
-        block: int64 [B,S].
-        output: token and confidence of a bidirectional run over `block`.
-        is_open: bool [B]; other rows stay as they are.
-        mask_token_id: marks the positions to fill.
+        confidence: float32 [N], probabilities of the guesses.
         threshold: least confidence that is enough.
         quota: number of most confident positions to fix regardless.
 
     Returns:
-        bool [B,S], the positions fixed now.
+        Indices int64, in order.
     """
-    masked: np.ndarray = (block == mask_token_id) & is_open[:, None]
-    # Below any probability, so that known positions come last.
-    confidence = np.where(masked, output.confidence, np.float32(-1))
-    commit = np.zeros(block.shape, np.bool_)
     if quota == 1:
-        commit[np.arange(len(block)), confidence.argmax(axis=1)] = True
+        # Nothing has no best.
+        best = np.array([confidence.argmax()]) if len(confidence) else np.empty(0, np.int64)
     else:
-        order = np.argsort(-confidence, axis=1, kind="stable")
-        np.put_along_axis(commit, order[:, :quota], True, axis=1)
-    if threshold is not None:
-        commit |= confidence >= threshold
-    commit &= masked
-    np.copyto(block, output.token, where=commit)
-    return commit
+        best = np.argsort(-confidence, kind="stable")[:quota]
+    chosen = best if threshold is None else np.concatenate([best, np.flatnonzero(confidence >= threshold)])
+    return np.unique(chosen)
 
 
-def accept_draft(block: np.ndarray, verified: np.ndarray) -> np.ndarray:
-    """Length int64 [B] of the longest prefix with verified[i] == block[i+1], 0 to S-1.
+def accept_draft(drafts: np.ndarray, verified: np.ndarray) -> int:
+    """Length of the longest prefix with drafts[i] == verified[i], 0 to N.
 
     Args:
-        block: int64 [B,S], seed and drafts.
-        verified: int64 [B,S], the causal successor of every token of `block`.
+        drafts: int64 [N].
+        verified: int64 [N+1] or longer, the causal successor of the seed and of every draft.
     """
-    # The last column has no draft to compare with: it always ends the prefix.
-    differs = np.ones(block.shape, np.bool_)
-    np.not_equal(block[:, 1:], verified[:, :-1], out=differs[:, :-1])
-    accepted: np.ndarray = differs.argmax(axis=1)
-    return accepted
+    differs = np.flatnonzero(drafts != verified[: len(drafts)])
+    return int(differs[0]) if len(differs) else len(drafts)

@@ -11,7 +11,9 @@ import torch
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.rows.quadratic_layout import quadratic_layout
 from nemodiff_trt.runtime.session import Session
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Precision, Role
 
 # Absolute error of a probability, and error of keys and values relative to their largest magnitude. fp32: sums of a few hundred
@@ -72,7 +74,9 @@ def _compare(session: Session, oracle: Session, role: Role, ids: np.ndarray) -> 
         length, num_written = int(last.min()) + 1, step.shape[1]
         for cache in caches:
             cache.length[:] = last + 1
-        outputs = [each.run(role, step, cache) for each, cache in zip((session, oracle), caches, strict=True)]
+        layout = _step_layout(session, len(step)) if role.takes_layout else None
+        pairs = zip((session, oracle), caches, strict=True)
+        outputs = [each.run(role, step, cache, layout=layout) for each, cache in pairs]
     ours, right = outputs
     return RoleParity(
         float(np.abs(ours.confidence - right.confidence).max()),
@@ -83,14 +87,27 @@ def _compare(session: Session, oracle: Session, role: Role, ids: np.ndarray) -> 
 
 
 def _step_tokens(session: Session, role: Role, seed: np.ndarray) -> np.ndarray:
-    """The seeds [B,1] for a decode step; followed by masks for a bidirectional one, by ordinary tokens for verify."""
+    """The seeds [B,1] for a decode step; followed by masks for a bidirectional one, by ordinary tokens for verify, and by both
+    for a quadratic one.
+    """
     if role is Role.DECODE:
         return seed.copy()
+    if role is Role.QUADRATIC:
+        block = session.limits.quadratic_block_length
+        heads = (seed + np.arange(block)) % session.model.vocab_size
+        masks = np.full((len(seed), block * block), session.model.mask_token_id, np.int64)
+        return np.concatenate([heads, masks], axis=1)
     rest = np.full((len(seed), session.limits.block_length - 1), session.model.mask_token_id, np.int64)
     if role.is_causal:
         rest[:] = seed + 1 + np.arange(rest.shape[1])
         rest %= session.model.vocab_size
     return np.concatenate([seed, rest], axis=1)
+
+
+def _step_layout(session: Session, num_rows: int) -> StepLayout:
+    """A group of masks behind every head."""
+    block = session.limits.quadratic_block_length
+    return StepLayout.stack([quadratic_layout(block, range(block), block)] * num_rows)
 
 
 def _cache_error(ours: KVCache[Any], right: KVCache[Any], written: slice) -> float:

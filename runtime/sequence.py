@@ -10,23 +10,22 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.runtime.kv_cache import KVCache
 
 _NEVER = -1
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended: EOS token, stop string, token or context limit, or the consumer no longer wants it."""
+    """Why an answer ended: EOS token, stop string, token or context limit, the consumer no longer wants it, or time is up."""
 
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,16 @@ class ThinkingBudget:
 class Sequence:
     """Prompt and answer of one row.
 
-    `tokens` is the answer so far, its last token not yet in the cache. `forward_passes` counts every engine run after prefill
-    that happened while the row was unfinished, `draft_passes` the denoise or draft runs that changed its block, `cycles` its
-    blocks or speculation cycles, `accepted_drafts` the drafted tokens that entered the answer.
+    `tokens` is the answer so far, its last token not yet in the cache. `forward_passes` counts the engine runs after prefill
+    that decoded it, `draft_passes` those that denoised or drafted, `cycles` its blocks or speculation cycles,
+    `accepted_drafts` the drafted tokens that entered the answer, `reused_tokens` those of the prompt whose keys and values
+    were copied from another row, `step_tokens` the tokens of its row in all runs counted as `forward_passes`.
     """
 
     __slots__ = (
         "_budget_end", "_end_think", "_eos", "_limit", "accepted_drafts", "cycles", "draft_passes", "finish_reason",
-        "forward_passes", "prefill_passes", "prompt", "tokens", "was_cut",
+        "forward_passes", "prefill_passes", "prompt", "reused_tokens", "step_tokens", "tokens",
+        "was_cut",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +79,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.was_cut = False
         self.prefill_passes = self.forward_passes = self.draft_passes = self.cycles = self.accepted_drafts = 0
+        self.reused_tokens = self.step_tokens = 0
         self._limit = min(max_new_tokens, max_seq_len - len(prompt))
         self._eos = _NEVER if eos_token_id is None else eos_token_id
         self._end_think = _NEVER if thinking is None else thinking.end_token_id
@@ -126,21 +128,7 @@ class Sequence:
         return len(self.prompt) + max(len(self.tokens) - 1, 0)
 
 
-Rows = list[tuple[int, Sequence]]
-
-
 def check_prompt_length(num_tokens: int, max_seq_len: int, field: str = "prompt") -> None:
     """Refuse a prompt that is empty or leaves no room for one new token."""
     if not 1 <= num_tokens < max_seq_len:
         raise InvalidInputError(field, f"{num_tokens} tokens", f"1 to {max_seq_len - 1} tokens (max_seq_len {max_seq_len})")
-
-
-def unfinished(rows: Iterable[tuple[int, Sequence]], cache: KVCache[Any]) -> Rows:
-    """The (row, sequence) pairs that go on. The cache of a finished row is cropped to tokens its answer kept."""
-    active = []
-    for row, sequence in rows:
-        if sequence.finish_reason is None:
-            active.append((row, sequence))
-        elif cache.length[row] > sequence.num_cacheable:
-            cache.length[row] = sequence.num_cacheable
-    return active

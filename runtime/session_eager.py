@@ -11,13 +11,14 @@ from nemodiff_trt.bundle.weights import input_scales, role_layouts
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.model import TriModeDecoder, assemble_decoder
+from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
 from nemodiff_trt.quantization.eager import quantize_inputs
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, roles_for
 
-ALL_ROLES = frozenset({Role.PREFILL, Role.DECODE, Role.VERIFY, Role.DENOISE, Role.DRAFT})
+ALL_ROLES = frozenset(Role)
 
 
 class EagerSession:
@@ -34,8 +35,6 @@ class EagerSession:
 
         `draft_decoder` runs the drafting steps, if these have other weights.
         """
-        if not roles <= ALL_ROLES:
-            raise InvalidInputError("roles", ", ".join(sorted(roles - ALL_ROLES)), ", ".join(sorted(ALL_ROLES)))
         if decoder.key_cos.shape[0] < limits.cache_capacity:
             allowed = f"at most the decoder's {decoder.key_cos.shape[0]} positions"
             raise InvalidInputError("cache_capacity", limits.cache_capacity, allowed)
@@ -47,7 +46,7 @@ class EagerSession:
     def from_bundle(cls, bundle: Bundle, dtype: torch.dtype = torch.float32) -> EagerSession:
         """Rebuild the decoder from the bundle's own weights, as views of the mapped file where `dtype` is the stored one."""
         manifest = bundle.manifest
-        roles = frozenset(roles_for(manifest.modes)) & ALL_ROLES
+        roles = frozenset(roles_for(manifest.modes))
         facts = manifest.quantization
         is_mixed = facts is not None and facts.draft_recipe != facts.recipe
         draft = _decoder_of(bundle, Role.DRAFT, dtype) if is_mixed else None
@@ -65,34 +64,46 @@ class EagerSession:
     def roles(self) -> frozenset[Role]:
         return self._roles
 
-    def create_cache(self, batch_size: int) -> KVCache[Tensor]:
+    @property
+    def has_logits(self) -> bool:
+        """True for any bundle: the eager decoder computes them anyway."""
+        return True
+
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Tensor]:
         if not 1 <= batch_size <= self._limits.max_batch_size:
             raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
         model, capacity = self.model, self._limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
+        shape = (batch_size + spare_rows, model.num_key_value_heads, capacity, model.head_dim)
         dtype = self._decoder.diffusion_head.weight.dtype
         layers = range(model.num_hidden_layers)
         keys, values = ([torch.zeros(shape, dtype=dtype) for _ in layers] for _ in range(2))
-        return KVCache(keys, values, batch_size, capacity)
+        return KVCache(keys, values, np.zeros(shape[0], np.int64), capacity)
 
     def run(
-        self, role: Role, input_ids: np.ndarray, cache: KVCache[Tensor], last_index: np.ndarray | None = None
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Tensor],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
     ) -> StepOutput:
         if role not in self._roles:
             raise InvalidInputError("role", role, ", ".join(sorted(self._roles)))
         ids, length = torch.from_numpy(input_ids), torch.from_numpy(cache.length)
         decoder = self._draft_decoder if role is Role.DRAFT else self._decoder
         use_adapter = role.uses_adapter and decoder.has_adapter
+        tensors = _layout_tensors(layout, ids) if role.takes_layout else None
         with torch.no_grad():
-            logits, cache.keys, cache.values = decoder(
-                ids, length, cache.keys, cache.values, causal=role.is_causal, use_adapter=use_adapter
-            )
+            logits, keys, values = decoder(ids, length, cache.keys, cache.values, role.is_causal, use_adapter, tensors)
+            # In place: the cache may be a view of rows of another.
+            for buffer, updated in zip((*cache.keys, *cache.values), (*keys, *values), strict=True):
+                buffer.copy_(updated)
             if role is Role.PREFILL:
                 if last_index is None:
                     raise InvalidInputError("last_index", None, "int64 [B] for a prefill step")
                 logits = logits[torch.arange(ids.shape[0]), torch.from_numpy(last_index)][:, None]
             token, confidence = torch.ops.nemodiff.decision_head(logits, self.model.mask_token_id)
-        return StepOutput(token.numpy(), confidence.numpy())
+        return StepOutput(token.numpy(), confidence.numpy(), logits.float().numpy())
 
 
 def _decoder_of(bundle: Bundle, role: Role, dtype: torch.dtype) -> TriModeDecoder:
@@ -104,3 +115,11 @@ def _decoder_of(bundle: Bundle, role: Role, dtype: torch.dtype) -> TriModeDecode
     layouts = role_layouts(manifest.weights, manifest.quantization, role)
     quantize_inputs(decoder, input_scales(layouts, mapped_tensors(bundle.weights_path)))
     return decoder
+
+
+def _layout_tensors(layout: StepLayout | None, ids: Tensor) -> LayoutTensors:
+    """A copy of `layout` as the decoder takes it, after a look at its shapes."""
+    checked = StepLayout.zeros(*ids.shape)
+    checked.copy_from(layout)
+    arrays = (checked.position_offset, checked.step_mask, checked.adapter_rows)
+    return LayoutTensors(*(torch.from_numpy(array) for array in arrays))

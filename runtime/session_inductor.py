@@ -1,4 +1,4 @@
-"""Session over AOTInductor packages on the CPU. A step copies the token ids in and runs; it creates its two small results.
+"""Session over AOTInductor packages on the CPU. A step copies the token ids in and runs; it creates its results.
 
 Memory: packages hold no weights. Those are inputs, bound once to views of the one mapped weight file, so that all roles share
 the same physical pages. Keys and values are written in place; what a step needs in between comes from torch's allocator.
@@ -6,7 +6,7 @@ the same physical pages. Keys and values are written in place; what a step needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,11 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.cpu_features import missing_features
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.device_steps import DeviceStep, HostQueue, Work
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, Target
 
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -45,6 +47,7 @@ class _Binding:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
 
 
 class TorchCache(KVCache[Tensor]):
@@ -52,14 +55,15 @@ class TorchCache(KVCache[Tensor]):
 
     __slots__ = ("bindings", "owner")
 
-    def __init__(self, owner: InductorSession, batch_size: int) -> None:
-        model, capacity = owner.model, owner.limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
-        layers = range(model.num_hidden_layers)
-        keys, values = ([torch.zeros(shape, dtype=owner.cache_dtype) for _ in layers] for _ in range(2))
-        super().__init__(keys, values, batch_size, capacity)
+    def __init__(
+        self, owner: InductorSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, capacity: int
+    ) -> None:
+        super().__init__(keys, values, length, capacity)
         self.owner = owner
         self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> TorchCache:
+        return TorchCache(self.owner, keys, values, length, self.capacity)
 
 
 class InductorSession:
@@ -69,7 +73,7 @@ class InductorSession:
         """Use `open`."""
         manifest = bundle.manifest
         self._engines = engines
-        self._model, self._limits = manifest.model, manifest.limits
+        self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
         self.cache_dtype: torch.dtype = getattr(torch, ENGINE_FLOAT[manifest.compute_precision])
 
     @classmethod
@@ -119,16 +123,32 @@ class InductorSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
 
-    def create_cache(self, batch_size: int) -> TorchCache:
-        """Empty cache for `batch_size` rows.
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
+
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> TorchCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows.
         """
         check_batch_size(batch_size, self._limits)
-        return TorchCache(self, batch_size)
+        model, capacity, num_rows = self._model, self._limits.cache_capacity, batch_size + spare_rows
+        shape = (num_rows, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        # Pages of zeros cost nothing before they are written to.
+        keys, values = ([torch.zeros(shape, dtype=self.cache_dtype) for _ in layers] for _ in range(2))
+        return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`.
 
         Raises:
@@ -138,9 +158,34 @@ class InductorSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        fill_inputs(binding, input_ids, cache, last_index)
-        token, confidence, *_ = binding.run(binding.inputs)
-        return StepOutput(token.numpy(), confidence.numpy())
+        fill_inputs(binding, input_ids, cache, last_index, layout)
+        token, confidence, *others = binding.run(binding.inputs)
+        return StepOutput(token.numpy(), confidence.numpy(), others[0].numpy() if self._has_logits else None)
+
+    @property
+    def queue(self) -> HostQueue:
+        """Steps run at once."""
+        return HostQueue()
+
+    def device_step(self, role: Role, step: int, cache: KVCache[Any]) -> DeviceStep:
+        """Bind a step to tensors that stay, see `DeviceSession`.
+
+        Raises:
+            InvalidInputError: role, step length or cache do not fit this session.
+        """
+        if not isinstance(cache, TorchCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        token = torch.zeros((cache.batch_size, step), dtype=torch.int64)
+
+        def launch() -> None:
+            token.copy_(binding.run(binding.inputs)[0])
+
+        return DeviceStep(binding.inputs[0], binding.inputs[1], token, launch, lambda: None)
+
+    def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:  # noqa: ARG002 - see `DeviceSession`
+        """`work` itself: a CPU has no graphs."""
+        return work
 
     def _bind(self, role: Role, step: int, cache: TorchCache) -> _Binding:
         """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""
@@ -149,9 +194,13 @@ class InductorSession:
         own = [torch.zeros(shape, dtype=torch.int64) for shape in ((batch, step), (batch,), (batch,))]
         ids, lengths, last = (tensor.numpy() for tensor in own)
         inputs = own if role is Role.PREFILL else own[:2]
+        layout = StepLayout.zeros(batch, step) if role.takes_layout else None
+        if layout is not None:
+            inputs += [torch.from_numpy(array) for array in layout_arrays(layout).values()]
         for layer in range(self._model.num_hidden_layers):
             inputs += [cache.keys[layer], cache.values[layer]]
-        binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last if role is Role.PREFILL else None)
+        last_index = last if role is Role.PREFILL else None
+        binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last_index, layout)
         cache.bindings[role, step] = binding
         return binding
 

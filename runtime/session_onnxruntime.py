@@ -20,7 +20,8 @@ from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, Target
 
 _SESSION_CONFIG = {
@@ -41,6 +42,7 @@ class _Binding:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
     output: StepOutput
 
 
@@ -49,15 +51,15 @@ class BoundCache(KVCache[np.ndarray]):
 
     __slots__ = ("bindings", "owner")
 
-    def __init__(self, owner: OnnxRuntimeSession, batch_size: int) -> None:
-        model, capacity = owner.model, owner.limits.cache_capacity
-        shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim)
-        layers = range(model.num_hidden_layers)
-        # Pages of zeros cost nothing before they are written to.
-        keys, values = ([np.zeros(shape, owner.cache_dtype) for _ in layers] for _ in range(2))
-        super().__init__(keys, values, batch_size, capacity)
+    def __init__(
+        self, owner: OnnxRuntimeSession, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray, capacity: int
+    ) -> None:
+        super().__init__(keys, values, length, capacity)
         self.owner = owner
         self.bindings: dict[tuple[Role, int], _Binding] = {}
+
+    def _over(self, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray) -> BoundCache:
+        return BoundCache(self.owner, keys, values, length, self.capacity)
 
 
 class OnnxRuntimeSession:
@@ -67,7 +69,7 @@ class OnnxRuntimeSession:
         """Use `open`. `engines` are the `InferenceSession` of each role; roles may share one."""
         manifest = bundle.manifest
         self._engines = engines
-        self._model, self._limits = manifest.model, manifest.limits
+        self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
         self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.compute_precision])
 
     @classmethod
@@ -109,16 +111,32 @@ class OnnxRuntimeSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._engines)
 
-    def create_cache(self, batch_size: int) -> BoundCache:
-        """Empty cache for `batch_size` rows.
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
+
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows.
         """
         check_batch_size(batch_size, self._limits)
-        return BoundCache(self, batch_size)
+        model, capacity, num_rows = self._model, self._limits.cache_capacity, batch_size + spare_rows
+        shape = (num_rows, model.num_key_value_heads, capacity, model.head_dim)
+        layers = range(model.num_hidden_layers)
+        # Pages of zeros cost nothing before they are written to.
+        keys, values = ([np.zeros(shape, self.cache_dtype) for _ in layers] for _ in range(2))
+        return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
 
         Raises:
@@ -128,7 +146,7 @@ class OnnxRuntimeSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
-        fill_inputs(binding, input_ids, cache, last_index)
+        fill_inputs(binding, input_ids, cache, last_index, layout)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
 
@@ -138,21 +156,28 @@ class OnnxRuntimeSession:
         batch, engine = cache.batch_size, self._engines[role]
         rows = 1 if role is Role.PREFILL else step
         output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
+        if self._has_logits:
+            output.logits = np.zeros((batch, rows, self._model.vocab_size), np.float32)
         binding = _Binding(
             engine,
             engine.io_binding(),
             np.zeros((batch, step), np.int64),
             np.zeros(batch, np.int64),
             np.zeros(batch, np.int64) if role is Role.PREFILL else None,
+            StepLayout.zeros(batch, step) if role.takes_layout else None,
             output,
         )
         inputs = {contract.INPUT_IDS: binding.input_ids, contract.CACHE_LENGTH: binding.cache_length}
         if binding.last_index is not None:
             inputs[contract.LAST_INDEX] = binding.last_index
+        if binding.layout is not None:
+            inputs |= layout_arrays(binding.layout)
         for name, array in inputs.items():
             binding.io.bind_ortvalue_input(name, _over(array))
-        for name, array in ((contract.TOKEN, output.token), (contract.CONFIDENCE, output.confidence)):
-            binding.io.bind_ortvalue_output(name, _over(array))
+        results = {contract.TOKEN: output.token, contract.CONFIDENCE: output.confidence, contract.LOGITS: output.logits}
+        for name, result in results.items():
+            if result is not None:
+                binding.io.bind_ortvalue_output(name, _over(result))
         for layer in range(self._model.num_hidden_layers):
             for past, present, buffer in (
                 (contract.past_key(layer), contract.present_key(layer), cache.keys[layer]),

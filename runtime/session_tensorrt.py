@@ -9,7 +9,7 @@ Every captured graph has an execution context of its own: it may refer to state 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.cuda_device import CudaDevice, Device
+from nemodiff_trt.runtime.device_steps import DeviceStep, Work
 from nemodiff_trt.runtime.gpu_check import check_device, check_memory, check_runnable, probe_device
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
@@ -36,6 +37,7 @@ from nemodiff_trt.runtime.step_checks import (
     check_room,
     copy_last_index,
 )
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.runtime.tensorrt_api import Api, ExecutionContext, load_api
 from nemodiff_trt.runtime.tensorrt_bindings import (
     Buffer,
@@ -54,7 +56,7 @@ from nemodiff_trt.runtime.tensorrt_bindings import (
 from nemodiff_trt.runtime.tensorrt_engines import Engines
 from nemodiff_trt.vocabulary import Role
 
-_NUMPY_DTYPES = {"int64": np.int64, "float32": np.float32}
+_NUMPY_DTYPES = {"int64": np.int64, "float32": np.float32, "bool": np.bool_}
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class _BoundStep:
     input_ids: np.ndarray
     cache_length: np.ndarray
     last_index: np.ndarray | None
+    layout: StepLayout | None
     output: StepOutput
     launch: Callable[[], None]
     replay: Callable[[], None] | None = None
@@ -75,16 +78,36 @@ class DeviceCache(KVCache[Tensor]):
 
     __slots__ = ("memory", "outputs", "owner", "steps")
 
-    def __init__(self, owner: TensorRTSession, batch_size: int, memory: Tensor, places: tuple[TensorBinding, ...]) -> None:
-        dtype = getattr(torch, places[0].dtype)
-        views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
-        # Keys and values of a layer follow each other, as in the contract.
-        super().__init__(views[::2], views[1::2], batch_size, owner.limits.cache_capacity)
+    def __init__(
+        self, owner: TensorRTSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, memory: Tensor
+    ) -> None:
+        super().__init__(keys, values, length, owner.limits.cache_capacity)
         self.owner = owner
+        # The allocation keys and values are views of.
         self.memory = memory
         self.steps: dict[tuple[Role, int], _BoundStep] = {}
         # Results of prefill steps by the length asked for, several of which may be run as one.
         self.outputs: dict[int, StepOutput] = {}
+
+    def copy_row(self, source: int, target: int, begin: int, end: int) -> None:
+        # On the stream of the steps, so in their order.
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[target, :, begin:end], buffer[source, :, begin:end])
+
+    def move(self, row: int, source: int, target: int) -> None:
+        for buffer in (*self.keys, *self.values):
+            self.owner.device.copy(buffer[row, :, target], buffer[row, :, source])
+
+    def addresses(self) -> dict[str, int]:
+        """Address of every cache tensor of a step, inputs and outputs alike."""
+        found: dict[str, int] = {}
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            found |= dict.fromkeys((contract.past_key(layer), contract.present_key(layer)), key.data_ptr())
+            found |= dict.fromkeys((contract.past_value(layer), contract.present_value(layer)), value.data_ptr())
+        return found
+
+    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> DeviceCache:
+        return DeviceCache(self.owner, keys, values, length, self.memory)
 
 
 class TensorRTSession:
@@ -94,7 +117,7 @@ class TensorRTSession:
         """Use `open`. Allocates everything but caches and uploads the weights."""
         manifest = bundle.manifest
         self._bundle, self._manifest = bundle, manifest
-        self._engines, self._device, self._cuda_graphs = engines, device, cuda_graphs
+        self._engines, self.device, self._cuda_graphs = engines, device, cuda_graphs
         self._weight_places = place_weights(manifest)
         self._activation_bytes = engines.activation_bytes
         largest = largest_steps(manifest)
@@ -151,24 +174,38 @@ class TensorRTSession:
     def roles(self) -> frozenset[Role]:
         return frozenset(self._manifest.roles)
 
+    @property
+    def has_logits(self) -> bool:
+        return self._manifest.keep_logits
+
     def memory(self, batch_size: int) -> DeviceMemory:
         """Device memory of this session and one cache of `batch_size` rows."""
         return replace(predict_memory(self._manifest, batch_size), activations=self._activation_bytes)
 
-    def create_cache(self, batch_size: int) -> DeviceCache:
-        """Empty cache for `batch_size` rows.
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> DeviceCache:
+        """Empty cache for `batch_size` rows, see `Session.create_cache`. Every range of rows has CUDA graphs of its own.
 
         Raises:
             InvalidInputError: the engines were built for fewer rows, or the device has no memory left for so many.
         """
         check_batch_size(batch_size, self.limits)
-        places = place_cache(self._manifest, batch_size)
-        num_bytes, free = buffer_bytes(places), self._device.free_bytes()
+        places = place_cache(self._manifest, batch_size + spare_rows)
+        num_bytes, free = buffer_bytes(places), self.device.free_bytes()
         if num_bytes > free:
             raise InvalidInputError("batch_size", batch_size, f"fewer rows: the cache takes {num_bytes} bytes, {free} are free")
-        return DeviceCache(self, batch_size, self._allocate(num_bytes, Buffer.CACHE), places)
+        memory, dtype = self._allocate(num_bytes, Buffer.CACHE), getattr(torch, places[0].dtype)
+        views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
+        # Keys and values of a layer follow each other, as in the contract.
+        return DeviceCache(self, views[::2], views[1::2], np.zeros(batch_size + spare_rows, np.int64), memory)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
         """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
 
         A prefill step may run longer than asked for, as far as there is room; what it writes behind its tokens is never read.
@@ -189,6 +226,8 @@ class TensorRTSession:
         bound = cache.steps.get((role, launched)) or self._bind(role, launched, cache)
         if bound.last_index is not None:
             copy_last_index(bound.last_index, last_index, step)
+        if bound.layout is not None:
+            bound.layout.copy_from(layout)
         bound.input_ids[:, :step] = input_ids
         bound.input_ids[:, step:] = 0
         np.copyto(bound.cache_length, cache.length)
@@ -196,51 +235,98 @@ class TensorRTSession:
             self._run_first(role, bound)
         else:
             bound.replay()
-            self._device.synchronize()
+            self.device.synchronize()
         return bound.output if role is not Role.PREFILL else _kept_output(cache, step, bound.output)
+
+    @property
+    def queue(self) -> Device:
+        """The stream of this session."""
+        return self.device
+
+    def device_step(self, role: Role, step: int, cache: KVCache[Any]) -> DeviceStep:
+        """Bind a step to the device memory of inputs and results, see `DeviceSession`.
+
+        Raises:
+            InvalidInputError: role, step length or cache do not fit this session.
+            BundleError: TensorRT refused the step.
+        """
+        if not isinstance(cache, DeviceCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        check_role_and_step(role, step, self._manifest.roles, self.limits)
+        plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
+        context = self._engines.create_context(role)
+        self._configure(context, plan, cache.addresses())
+        engines, stream = self._engines, self.device.stream_handle
+
+        def launch() -> None:
+            if not context.execute_async_v3(stream):
+                raise engines.failure(role, "the step could not be run")
+
+        names = (contract.INPUT_IDS, contract.CACHE_LENGTH, contract.TOKEN)
+        ids, length, token = (self._step_tensor(plan, name) for name in names)
+        return DeviceStep(ids, length, token, launch, lambda: engines.check_capturable(role, context, stream))
+
+    def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:
+        """One CUDA graph of `work`, see `DeviceSession`; `work` itself without graphs.
+
+        Raises:
+            BundleError: a step cannot be captured.
+        """
+        if not self._cuda_graphs:
+            return work
+        for step in steps:
+            step.check_capturable()
+        return self.device.capture(work)
+
+    def _step_tensor(self, plan: StepPlan, name: str) -> Tensor:
+        binding = plan.binding(name)
+        part = self._memory[binding.buffer][binding.offset : binding.end]
+        return part.view(getattr(torch, binding.dtype)).view(binding.shape)
 
     def _run_first(self, role: Role, bound: _BoundStep) -> None:
         """Run a new shape, which also warms it up, and capture it for all further runs."""
         bound.launch()
-        self._device.synchronize()
+        self.device.synchronize()
         bound.replay = bound.launch
         if self._cuda_graphs:
-            self._engines.check_capturable(role, bound.context, self._device.stream_handle)
-            bound.replay = self._device.capture(bound.launch)
+            self._engines.check_capturable(role, bound.context, self.device.stream_handle)
+            bound.replay = self.device.capture(bound.launch)
         self._engines.save_kernels()
 
     def _bind(self, role: Role, step: int, cache: DeviceCache) -> _BoundStep:
         """Give a new context its profile, shapes and addresses, and make the host's side of the step."""
         plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
         context = self._engines.create_context(role)
-        self._configure(context, plan, cache.memory)
-        host_input = self._device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
-        host_output = self._device.pinned(plan.result_bytes)
-        output = StepOutput(_over(host_output, plan, contract.TOKEN), _over(host_output, plan, contract.CONFIDENCE))
+        self._configure(context, plan, cache.addresses())
+        host_input = self.device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
+        host_output = self.device.pinned(plan.result_bytes)
+        output = StepOutput(*(_over(host_output, plan, name) for name in plan.result_names))
         cache.steps[role, step] = _BoundStep(
             context,
             _over(host_input, plan, contract.INPUT_IDS),
             _over(host_input, plan, contract.CACHE_LENGTH),
             _over(host_input, plan, contract.LAST_INDEX) if role is Role.PREFILL else None,
+            StepLayout(*(_over(host_input, plan, name) for name in contract.LAYOUT)) if role.takes_layout else None,
             output,
             self._launcher(role, context, host_input, host_output),
         )
         return cache.steps[role, step]
 
-    def _configure(self, context: ExecutionContext, plan: StepPlan, cache_memory: Tensor) -> None:
+    def _configure(self, context: ExecutionContext, plan: StepPlan, cache: dict[str, int]) -> None:
         """Everything a context has to know. The order matters: a profile resets shapes."""
-        role, stream = plan.key.role, self._device.stream_handle
+        role, stream = plan.key.role, self.device.stream_handle
         if not context.set_optimization_profile_async(plan.profile, stream):
             raise self._engines.failure(role, f"profile {plan.profile} was refused")
         # Set but by no means done: the switch may copy on the stream.
-        self._device.synchronize()
-        memory = {**self._memory, Buffer.CACHE: cache_memory}
+        self.device.synchronize()
         for binding in plan.bindings:
             # Shapes of weights are fixed in the engine.
             is_dynamic = binding.is_input and binding.buffer is not Buffer.WEIGHTS
             if is_dynamic and not context.set_input_shape(binding.name, binding.shape):
                 raise self._engines.failure(role, f"{binding.name} of shape {binding.shape} was refused")
-            address = memory[binding.buffer].data_ptr() + binding.offset
+            # The cache may be a range of the rows of another.
+            is_cache = binding.buffer is Buffer.CACHE
+            address = cache[binding.name] if is_cache else self._memory[binding.buffer].data_ptr() + binding.offset
             if not context.set_tensor_address(binding.name, address):
                 raise self._engines.failure(role, f"the address of {binding.name} was refused")
         missing = context.infer_shapes()
@@ -250,7 +336,7 @@ class TensorRTSession:
 
     def _launcher(self, role: Role, context: ExecutionContext, host_input: Tensor, host_output: Tensor) -> Callable[[], None]:
         """What a step enqueues: one copy to the device, the engine, one copy back. It must not keep the cache alive."""
-        device, engines = self._device, self._engines
+        device, engines = self.device, self._engines
         inputs = self._memory[Buffer.STEP_INPUT][: host_input.numel()]
         outputs = self._memory[Buffer.STEP_OUTPUT][: host_output.numel()]
 
@@ -264,9 +350,9 @@ class TensorRTSession:
 
     def _allocate(self, num_bytes: int, name: str) -> Tensor:
         try:
-            return self._device.zeros(num_bytes)
+            return self.device.zeros(num_bytes)
         except torch.OutOfMemoryError as error:
-            free = self._device.free_bytes()
+            free = self.device.free_bytes()
             raise BundleError(
                 f"{self._bundle.path}: no GPU memory for {name}, {num_bytes} bytes are needed and {free} free"
             ) from error
@@ -283,9 +369,12 @@ def _kept_output(cache: DeviceCache, step: int, output: StepOutput) -> StepOutpu
     """Copy of a prefill result: steps of other lengths may run on the same arrays."""
     kept = cache.outputs.get(step)
     if kept is None:
-        kept = cache.outputs[step] = StepOutput(output.token.copy(), output.confidence.copy())
+        logits = None if output.logits is None else output.logits.copy()
+        kept = cache.outputs[step] = StepOutput(output.token.copy(), output.confidence.copy(), logits)
     np.copyto(kept.token, output.token)
     np.copyto(kept.confidence, output.confidence)
+    if kept.logits is not None and output.logits is not None:
+        np.copyto(kept.logits, output.logits)
     return kept
 
 

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nemodiff_trt import contract
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role
 
 
@@ -56,7 +58,7 @@ def copy_last_index(target: np.ndarray, last_index: np.ndarray | None, step: int
 
 
 class StepInputs(Protocol):
-    """Arrays that an engine reads at a step: int64 [B,S], [B] and, for prefill, [B]."""
+    """Arrays that an engine reads at a step: int64 [B,S], [B], for prefill [B], and for quadratic those of a layout."""
 
     @property
     def input_ids(self) -> np.ndarray: ...
@@ -67,8 +69,22 @@ class StepInputs(Protocol):
     @property
     def last_index(self) -> np.ndarray | None: ...
 
+    @property
+    def layout(self) -> StepLayout | None: ...
 
-def fill_inputs(inputs: StepInputs, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None) -> None:
+
+def layout_arrays(layout: StepLayout) -> dict[str, np.ndarray]:
+    """Arrays of `layout` by contract name, in the order of the contract."""
+    return {name: getattr(layout, name) for name in contract.LAYOUT}
+
+
+def fill_inputs(
+    inputs: StepInputs,
+    input_ids: np.ndarray,
+    cache: KVCache[Any],
+    last_index: np.ndarray | None,
+    layout: StepLayout | None = None,
+) -> None:
     """Refuse token ids that do not fit the cache, then copy everything a step reads into the arrays bound to its engine."""
     step = input_ids.shape[-1]
     check_input_shape(input_ids.shape, (cache.batch_size, step))
@@ -78,3 +94,5 @@ def fill_inputs(inputs: StepInputs, input_ids: np.ndarray, cache: KVCache[Any], 
     np.copyto(inputs.cache_length, cache.length)
     if inputs.last_index is not None:
         copy_last_index(inputs.last_index, last_index, step)
+    if inputs.layout is not None:
+        inputs.layout.copy_from(layout)

@@ -24,6 +24,7 @@ DATA_TYPES = {
     "int32": "INT32",
     "int8": "INT8",
     "uint8": "UINT8",
+    "bool": "BOOL",
 }
 
 

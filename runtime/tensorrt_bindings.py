@@ -85,9 +85,14 @@ class StepPlan:
         return next(binding for binding in self.bindings if binding.name == name)
 
     @property
+    def result_names(self) -> tuple[str, ...]:
+        """Outputs that go back to the host, in the order of the contract: token, confidence and, if kept, logits."""
+        return tuple(binding.name for binding in self.bindings if binding.buffer is Buffer.STEP_OUTPUT)
+
+    @property
     def result_bytes(self) -> int:
-        """Bytes at the start of the step output that hold token and confidence, which go back to the host."""
-        return self.binding(contract.CONFIDENCE).end
+        """Bytes of the step output that go back to the host: all of it."""
+        return self.num_bytes(Buffer.STEP_OUTPUT)
 
 
 @dataclass(frozen=True, slots=True)

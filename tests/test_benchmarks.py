@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.checkpoint import Checkpoint
+from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.tokenizer import Tokenizer
-from support.bundles import build_bundle
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PROMPTS = [[1, 200, 300, 210], [10, 390, 128, 129, 130, 131]]
@@ -28,9 +30,8 @@ def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TriModeLM:
-    bundle = Bundle.open(build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny"))
-    return TriModeLM(OnnxRuntimeSession.open(bundle, num_threads=1), Tokenizer.from_dir(bundle.tokenizer_dir))
+def model(tiny_bundle: Bundle) -> TriModeLM:
+    return TriModeLM(OnnxRuntimeSession.open(tiny_bundle, num_threads=1), Tokenizer.from_dir(tiny_bundle.tokenizer_dir))
 
 
 class TestDecodeSpeed:
@@ -149,3 +150,17 @@ def test_a_whole_run_ends_in_one_json_line(tiny_checkpoint_dir: Path) -> None:
     assert summary["hardware"]["threads_used"] == 1
     assert [row["capacity"] for row in summary["capacity_ms"]] == [64, 64, 128, 128]
     assert summary["modes"]["ar"]["tokens_per_forward"] == 1.0
+
+
+class TestDecisionHead:
+    def test_what_is_timed_is_the_operator_alone(self, model: TriModeLM) -> None:
+        from decision_head import DECODE, HEAD, NOTHING, head_engine, share_of_head
+
+        logits = np.random.default_rng(0).standard_normal((2, 1, 300)).astype(np.float32)
+        token, confidence = head_engine(300, 7, 1)(logits)
+        wanted = decision_head_reference(torch.from_numpy(logits), 7)
+        np.testing.assert_array_equal(token, wanted[0].numpy())
+        np.testing.assert_allclose(confidence, wanted[1].numpy(), rtol=1e-5)
+        row = share_of_head(model.session, batch=2, num_threads=1, num_repeats=3)
+        assert row.keys() == {"batch", "share", f"{DECODE}_ms", f"{HEAD}_ms", f"{NOTHING}_ms"}
+        assert row[f"{HEAD}_ms"] > 0

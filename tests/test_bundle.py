@@ -55,6 +55,7 @@ def make_manifest(writer: BundleWriter, build_key: str = "k1") -> Manifest:
             Role.DECODE: RoleEngine("engines/decode-verify.onnx", (Role.VERIFY,)),
             Role.VERIFY: RoleEngine("engines/decode-verify.onnx", (Role.DECODE,)),
         },
+        operators={"attention": "standard operators"},
         weights={
             "qkv": WeightLayout(("q", "k", "v"), True, "float16"),
             "query_cos": WeightLayout((), False, "float16", Combine.ROTARY_TABLE),

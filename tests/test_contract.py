@@ -54,6 +54,23 @@ def test_the_cache_has_one_block_of_slack() -> None:
     assert Limits(max_batch_size=1, max_seq_len=100, block_length=8, prefill_chunk=4).cache_capacity == 108
 
 
+def test_quadratic_steps_bring_their_own_slack() -> None:
+    limits = Limits(max_batch_size=1, max_seq_len=100, block_length=8, prefill_chunk=4, quadratic_block_length=4)
+    assert limits.longest_step(Role.QUADRATIC) == 20
+    assert limits.cache_capacity == 120
+    short = Limits(max_batch_size=1, max_seq_len=100, block_length=8, prefill_chunk=4, quadratic_block_length=2)
+    assert (short.longest_step(Role.QUADRATIC), short.cache_capacity) == (6, 108)
+
+
+def test_a_quadratic_step_takes_its_layout() -> None:
+    contract = step_contract(Role.QUADRATIC, tiny_config(), Precision.FP16)
+    assert contract.inputs[2:5] == (
+        TensorSpec("position_offset", "int64", ("B", "S")),
+        TensorSpec("step_mask", "bool", ("B", "S", "S")),
+        TensorSpec("adapter_rows", "float32", ("B", "S")),
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
@@ -62,6 +79,8 @@ def test_the_cache_has_one_block_of_slack() -> None:
         ("block_length", 1, "at least 2"),
         ("block_length", 101, "max_seq_len = 100"),
         ("prefill_chunk", 101, "max_seq_len = 100"),
+        ("quadratic_block_length", 1, "at least 2"),
+        ("quadratic_block_length", 101, "max_seq_len = 100"),
     ],
 )
 def test_impossible_limits_are_refused(field: str, value: int, allowed: str) -> None:

@@ -22,6 +22,7 @@ OTHER_VALUES: dict[str, Any] = {
     "modes": (Mode.AR,),
     "precision": Precision.FP16,
     "block_length": 16,
+    "quadratic_block_length": 8,
     "max_batch_size": 4,
     "max_seq_len": 1024,
     "prefill_chunk": 128,
@@ -34,8 +35,10 @@ OTHER_VALUES: dict[str, Any] = {
 # Where more values exist, they exist for GPU targets.
 GPU = {"target": Target.TENSORRT_RTX, "sm": (120,), "precision": Precision.BF16}
 GPU_VALUES: dict[str, Any] = {"sm": (120, 121), "weights": WeightStorage.EMBEDDED}
+# And this one on a CPU target other than the default.
+INDUCTOR = {"target": Target.INDUCTOR}
 # Checked by hand below.
-BY_HAND = {"config", "target", "calibration", "recipe"}
+BY_HAND = {"config", "target", "calibration", "plugins", "recipe"}
 
 
 def options(**changes: Any) -> CompileOptions:
@@ -68,6 +71,10 @@ def test_the_build_key_moves_with_fields_of_gpu_targets(name: str) -> None:
     assert key(options(**{**GPU, name: GPU_VALUES[name]})) != key(options(**GPU))
 
 
+def test_the_build_key_moves_with_plugins() -> None:
+    assert key(options(**INDUCTOR, plugins=True)) != key(options(**INDUCTOR))
+
+
 def test_the_rest_is_part_of_the_build() -> None:
     assert options().build_fields().keys() >= BY_HAND
     assert key(options(**GPU)) != key(options())
@@ -92,6 +99,8 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
         ({"checkpoint": None, "config": "nemotron-9b"}, "config", "nemotron-labs-diffusion-3b"),
         ({"checkpoint": None, "config": "nemotron-labs-diffusion-8b"}, "config", "a checkpoint instead"),
         ({"target": Target.INDUCTOR, "precision": Precision.FP16}, "precision", "fp32, bf16"),
+        ({"plugins": True}, "plugins", "off for target onnxruntime"),
+        ({**GPU, "plugins": True}, "plugins", "off for target tensorrt-rtx"),
         ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16, fp8, nvfp4 for target tensorrt-rtx"),
         ({**GPU, "sm": ()}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
         ({**GPU, "sm": (100,)}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
@@ -120,7 +129,7 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
             "nothing for a build without a checkpoint",
         ),
         ({"recipe": Path("recipe.yaml")}, "recipe", "nothing for precision fp32"),
-        ({"modes": (Mode.QUADRATIC,)}, "modes", "ar, diffusion, self_speculation"),
+        ({"quadratic_block_length": 1, "modes": (Mode.QUADRATIC,)}, "quadratic_block_length", "at least 2"),
         ({"modes": ()}, "modes", "at least one"),
         ({"modes": (Mode.AR, Mode.AR)}, "modes", "once"),
         ({"sm": (120,)}, "sm", "nothing for target onnxruntime"),

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
-import pytest
 
 from nemodiff_trt.bundle import Bundle, mapped_tensors
 from nemodiff_trt.bundle.safetensors_layout import read_header
-from support.bundles import build_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny"))
 
 
 def external_data(bundle: Bundle) -> dict[str, dict[str, dict[str, str]]]:
@@ -32,19 +23,19 @@ def external_data(bundle: Bundle) -> dict[str, dict[str, dict[str, str]]]:
     }
 
 
-def test_offsets_are_those_of_the_weight_file(bundle: Bundle) -> None:
-    spans = read_header(bundle.weights_path)
-    for weights in external_data(bundle).values():
+def test_offsets_are_those_of_the_weight_file(tiny_bundle: Bundle) -> None:
+    spans = read_header(tiny_bundle.weights_path)
+    for weights in external_data(tiny_bundle).values():
         for name, entries in weights.items():
             assert entries["location"] == "weights/shared.safetensors"
             assert (int(entries["offset"]), int(entries["length"])) == (spans[name].start, spans[name].num_bytes)
 
 
-def test_every_matrix_has_one_packed_form_shared_by_all_engines(bundle: Bundle) -> None:
-    spans = read_header(bundle.weights_path)
-    transposed = {name for name, layout in bundle.manifest.weights.items() if layout.transposed}
+def test_every_matrix_has_one_packed_form_shared_by_all_engines(tiny_bundle: Bundle) -> None:
+    spans = read_header(tiny_bundle.weights_path)
+    transposed = {name for name, layout in tiny_bundle.manifest.weights.items() if layout.transposed}
     packed: dict[str, set[str]] = {}
-    for weights in external_data(bundle).values():
+    for weights in external_data(tiny_bundle).values():
         for name, entries in weights.items():
             if "prepacked_0" in entries:
                 packed.setdefault(name, set()).add(entries["prepacked_0"])
@@ -56,8 +47,8 @@ def test_every_matrix_has_one_packed_form_shared_by_all_engines(bundle: Bundle) 
         assert (start, num_bytes) == (spans[f"{name}.packed"].start, spans[f"{name}.packed"].num_bytes)
 
 
-def test_packing_moves_values_and_changes_none(bundle: Bundle) -> None:
-    tensors = mapped_tensors(bundle.weights_path)
+def test_packing_moves_values_and_changes_none(tiny_bundle: Bundle) -> None:
+    tensors = mapped_tensors(tiny_bundle.weights_path)
     names = [name for name in tensors if f"{name}.packed" in tensors]
     assert names
     for name in names:
@@ -66,7 +57,7 @@ def test_packing_moves_values_and_changes_none(bundle: Bundle) -> None:
         np.testing.assert_array_equal(packed, raw)
 
 
-def test_report(bundle: Bundle) -> None:
-    tensors = mapped_tensors(bundle.weights_path)
+def test_report(tiny_bundle: Bundle) -> None:
+    tensors = mapped_tensors(tiny_bundle.weights_path)
     packed = [tensor.nbytes for name, tensor in tensors.items() if name.endswith(".packed")]
-    assert bundle.report()["packed_matrices"] == {"num_packed": len(packed), "num_bytes": sum(packed)}
+    assert tiny_bundle.report()["packed_matrices"] == {"num_packed": len(packed), "num_bytes": sum(packed)}

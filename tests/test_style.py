@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
+# A kernel's parameters are what is bound when it is launched: every tensor, every extent, every compile-time size. There is no
+# other way to hand them over, so functions decorated with `triton.jit` may have more.
+MAX_KERNEL_PARAMETERS = 24
 # Paths that may break a rule. Empty, and meant to stay so.
 EXCEPTIONS: frozenset[str] = frozenset()
 
@@ -36,7 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 # What the runtime must not import at any level: it opens what the compiler wrote.
 NEVER_IMPORT = {"runtime": frozenset({"passes", "build_engines"})}
-BACKENDS = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "transformers")
+BACKENDS = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "transformers", "triton")
 MAY_READ_ENVIRONMENT = "build_engines/__main__.py"
 SOURCE_FOLDERS = (PACKAGE, *MAPPED, "tests", "benchmarks", "examples")
 
@@ -70,9 +73,14 @@ def large_functions(source: str) -> list[str]:
         parameters = [name for name in named if name not in ("self", "cls")]
         if lines > MAX_FUNCTION_LINES:
             findings.append(f"{node.name}: {lines} lines")
-        if len(parameters) > MAX_PARAMETERS:
+        if len(parameters) > (MAX_KERNEL_PARAMETERS if is_kernel(node) else MAX_PARAMETERS):
             findings.append(f"{node.name}: {len(parameters)} parameters")
     return findings
+
+
+def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function is compiled by Triton."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
 
 
 def subpackage_of(module: str) -> str:
@@ -192,6 +200,10 @@ def test_importing_the_package_loads_no_backend() -> None:
     assert loaded_backends(PACKAGE) == []
 
 
+def test_the_operators_load_neither_onnx_nor_triton() -> None:
+    assert loaded_backends(f"{PACKAGE}.plugins, {PACKAGE}.plugins.kernels, {PACKAGE}.model") == ["torch"]
+
+
 def test_reading_a_configuration_loads_no_backend() -> None:
     assert loaded_backends(f"{PACKAGE}.config, {PACKAGE}.errors, {PACKAGE}.tokenizer, {PACKAGE}.vocabulary") == []
 
@@ -205,6 +217,11 @@ class TestGuardsCanFail:
         assert not large_functions('def f():\n    """One.\n\n    Two.\n    """\n' + body * 59)
         assert large_functions("def f(a, b, c, d, e, f, g, *, h): ...") == ["f: 8 parameters"]
         assert not large_functions("def f(self, a, b, c, d, e, f, g): ...")
+        names = ", ".join(f"p{index}" for index in range(24))
+        assert not large_functions(f"@triton.jit\ndef f({names}): ...")
+        assert large_functions(f"@triton.jit\ndef f({names}, q): ...") == ["f: 25 parameters"]
+        assert large_functions(f"@other.jit\ndef f({names}): ...") == ["f: 24 parameters"]
+        assert large_functions("@triton.jit\ndef f():\n" + body * 60) == ["f: 61 lines"]
 
     @pytest.mark.parametrize(
         ("owner", "source"),

@@ -20,11 +20,12 @@ from nemodiff_trt.errors import BundleError, InvalidInputError, LoweringError
 from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.passes.decompose_plugins import decompose_plugins
 from nemodiff_trt.runtime.cli.check import CheckArguments, check
+from nemodiff_trt.runtime.device_speculation import DeviceSpeculation
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.parity import compare_sessions
 from nemodiff_trt.runtime.session_eager import EagerSession
 from nemodiff_trt.runtime.session_inductor import InductorSession
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target
 from support.bundles import build_bundle, copy_bundle, rewrite_manifest, swap_engine
 from support.checkpoints import tiny_config
 from support.decoding import Request, decode
@@ -121,6 +122,20 @@ class TestEqualsEager:
 
 
 class TestBuffers:
+    def test_cycles_on_the_device_give_the_answers_of_the_engine(self, session: InductorSession) -> None:
+        requests = [Request(tuple(random_ids(1, 4 + 5 * row, row)[0].tolist()), 15 + row, ignore_eos=True) for row in range(3)]
+        cache = session.create_cache(len(requests))
+        ids, lengths = np.zeros((3, 14), np.int64), np.array([len(request.prompt) for request in requests])
+        for row, request in enumerate(requests):
+            ids[row, : lengths[row]] = request.prompt
+        seeds = session.run(Role.PREFILL, ids, cache, lengths - 1).token[:, 0].tolist()
+        cache.length[:] = lengths
+        answers = [[seed] for seed in seeds]
+        for rows in DeviceSpeculation(session, cache, 8).decode(seeds, [14, 15, 16]):
+            for answer, cycle in zip(answers, rows, strict=True):
+                answer += cycle.emitted
+        assert answers == decode(session, Mode.SELF_SPECULATION, requests).tokens
+
     def test_the_cache_is_written_in_place_and_nowhere_else(self, session: InductorSession) -> None:
         cache = prefilled(session, 2)
         before = [(buffer.data_ptr(), buffer.clone()) for buffer in buffers(cache)]
@@ -257,6 +272,25 @@ class TestWholeModels:
         assert session.create_cache(1).keys[0].dtype == torch.bfloat16
         found = compare_sessions(session, EagerSession.from_bundle(bundle), list(range(110, 125)))
         assert all(parity.is_within(Precision.BF16) for parity in found.values())
+
+    def test_plugins_change_no_token_in_any_mode(self, tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+        """The same checkpoint with its operators as calls and as plain torch."""
+        found = {}
+        requests = [Request(tuple(random_ids(1, 6 + 3 * row, row)[0].tolist()), 20, ignore_eos=True) for row in range(2)]
+        for plugins in (False, True):
+            folder = build_bundle(
+                tiny_checkpoint_dir, tmp_path / str(plugins), target=Target.INDUCTOR, modes=BUILT_MODES, plugins=plugins
+            )
+            bundle = Bundle.open(folder)
+            kinds = {
+                name: bundle.manifest.operators[name] for name in ("attention", "masked_attention", "decision_head", "rms_norm")
+            }
+            own = "plugin" if plugins else "compiled torch"
+            assert kinds == {name: own if name != "rms_norm" else "compiled torch" for name in kinds}
+            session = InductorSession.open(bundle, num_threads=1)
+            found[plugins] = {mode: decode(session, mode, requests, block_length=4).tokens for mode in BUILT_MODES}
+        assert found[True] == found[False]
+        assert all(len(tokens) == 20 for answers in found[True].values() for tokens in answers)
 
     def test_the_packaged_checkpoint_in_every_mode(self, tmp_path: Path) -> None:
         """Parity of every role and losslessness, as `nemodiff check` does."""

@@ -31,14 +31,14 @@ from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plan_audit import weight_memory as weight_memory_module
 from nemodiff_trt.runtime.cli.app import build_app
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target
 from support.bundles import copy_bundle, rewrite_manifest
 from support.checkpoints import random_checkpoint, random_decoder, tiny_config
 from support.graphs import pass_options
 
 ROLES = list(PIPELINES[Target.TENSORRT_RTX])
 CAPACITY = 64
-LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16}
+LIMITS = {"max_batch_size": 4, "max_seq_len": 56, "block_length": 8, "prefill_chunk": 16, "quadratic_block_length": 2}
 # Fused attention exists for heads of 32 and more.
 CONFIG = tiny_config(head_dim=32)
 
@@ -66,7 +66,7 @@ def tensors(count: int, get: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
 def test_a_network_has_the_tensors_of_the_contract(captured: StepGraph, role: Role) -> None:
     network, graph = network_of(captured, role)
     contract = step_contract(role, CONFIG, Precision.BF16)
-    types = {"int64": trt.int64, "float32": trt.float32, "bfloat16": trt.bfloat16}
+    types = {"int64": trt.int64, "float32": trt.float32, "bfloat16": trt.bfloat16, "bool": trt.bool}
     extents = {"B": -1, "S": -1, "K": CAPACITY}
     sides = (
         (tensors(network.num_inputs, network.get_input), contract.inputs, {str(n.target) for n in graph.weight_nodes()}),
@@ -128,7 +128,7 @@ def test_an_unscaled_query_is_refused(captured: StepGraph) -> None:
 def test_every_step_within_the_limits_has_one_profile(role: Role, max_batch_size: int) -> None:
     limits = Limits(**{**LIMITS, "max_batch_size": max_batch_size})
     profiles = step_profiles(role, limits)
-    longest = {Role.PREFILL: 16, Role.DECODE: 1}.get(role, 8)
+    longest = {Role.PREFILL: 16, Role.DECODE: 1, Role.QUADRATIC: 6}.get(role, 8)
     for batch in range(1, max_batch_size + 1):
         for step in range(1, longest + 1):
             assert sum(profile.accepts(batch, step) for profile in profiles) == 1
@@ -159,27 +159,30 @@ def rtx_options(output: Path, **changes: Any) -> CompileOptions:
 @pytest.fixture(scope="module")
 def unbound(geometry_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "unbound"
-    compile_bundle(rtx_options(output, config=str(geometry_dir), sm=(120, 121), strict=True))
+    options = rtx_options(output, config=str(geometry_dir), sm=(120, 121), modes=BUILT_MODES, strict=True)
+    compile_bundle(options)
     return output
 
 
 def test_a_bundle_without_weights_says_so(unbound: Path) -> None:
     manifest = Bundle.open(unbound).manifest
     assert (manifest.has_weights, manifest.sms, manifest.adapter.rank) == (False, (120, 121), 4)
-    assert set(manifest.files) == {f"engines/{role}.plan" for role in ROLES} | {"report.json"}
+    assert set(manifest.files) == {f"engines/{role}.plan" for role in manifest.roles} | {"report.json"}
     for role, engine in manifest.roles.items():
         assert len(engine.scratch) == (0 if role is Role.DECODE else CONFIG.num_hidden_layers)
         assert set(engine.weights) <= set(manifest.weights)
-    assert set(manifest.roles[Role.DRAFT].weights) - set(manifest.roles[Role.VERIFY].weights) == {
-        f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight" for layer in range(2) for matrix in "AB"
-    }
+    for role in (Role.DRAFT, Role.QUADRATIC):
+        assert set(manifest.roles[role].weights) - set(manifest.roles[Role.VERIFY].weights) == {
+            f"encoder.layers.{layer}.self_attn.adapter.lora_{matrix}.weight" for layer in range(2) for matrix in "AB"
+        }
 
 
 def test_a_bound_bundle_has_the_weights_of_a_build_from_the_checkpoint(
     unbound: Path, checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     bound = bind_checkpoint(unbound, checkpoint_dir, tmp_path / "bound")
-    built = compile_bundle(rtx_options(tmp_path / "built", checkpoint=str(checkpoint_dir), modes=(Mode.SELF_SPECULATION,)))
+    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.SELF_SPECULATION,)}
+    built = compile_bundle(rtx_options(tmp_path / "built", max_batch_size=1, **facts))
     weights = "weights/shared.safetensors"
     assert bound.manifest.has_weights
     assert bound.manifest.files[weights] == built.manifest.files[weights]
@@ -211,7 +214,7 @@ def test_a_checkpoint_without_adapter_is_bound_on_request_only(unbound: Path, tm
 
 
 def test_embedded_weights_are_inside_the_plans(checkpoint_dir: Path, tmp_path: Path) -> None:
-    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.AR,)}
+    facts = {"checkpoint": str(checkpoint_dir), "modes": (Mode.AR,), "max_batch_size": 1}
     shared = compile_bundle(rtx_options(tmp_path / "shared", **facts))
     embedded = compile_bundle(rtx_options(tmp_path / "embedded", weights=WeightStorage.EMBEDDED, **facts))
     for role, engine in embedded.manifest.roles.items():
@@ -223,7 +226,7 @@ def test_embedded_weights_are_inside_the_plans(checkpoint_dir: Path, tmp_path: P
 
 
 def test_a_merged_adapter_is_a_second_output_projection(geometry_dir: Path, tmp_path: Path) -> None:
-    facts = {"config": str(geometry_dir), "modes": (Mode.SELF_SPECULATION,)}
+    facts = {"config": str(geometry_dir), "modes": (Mode.SELF_SPECULATION,), "max_batch_size": 1}
     options = rtx_options(tmp_path / "merged", draft_adapter=AdapterForm.MERGED, **facts)
     weights = compile_bundle(options).manifest.roles[Role.DRAFT].weights
     assert sorted(name for name in weights if "o_proj" in name) == [
@@ -312,7 +315,7 @@ def test_inspect_wants_one_bundle(unbound: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_strict_build_fails_on_a_warning(geometry_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_memory_module, "MAX_RATIO", 1.0)
-    facts = {"config": str(geometry_dir), "modes": (Mode.AR,)}
+    facts = {"config": str(geometry_dir), "modes": (Mode.AR,), "max_batch_size": 1}
     with pytest.raises(AuditError, match="1 findings, the first: duplicated_weights: the roles keep"):
         compile_bundle(rtx_options(tmp_path / "out", strict=True, **facts))
     assert list(tmp_path.iterdir()) == []

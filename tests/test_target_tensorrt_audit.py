@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from nemodiff_trt.bundle import RoleEngine, WeightLayout
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits
 from nemodiff_trt.passes.base import Pass, run_pipeline
 from nemodiff_trt.passes.expose_queries import expose_queries
+from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plan_audit import FindingCode, PlanAudit, audit_plan
 from nemodiff_trt.plan_audit.engine_facts import EngineContext, engine_facts
@@ -30,7 +31,7 @@ from support.checkpoints import tiny_config
 from support.graphs import ADAPTER, pass_options
 
 # Large enough that copies of caches and weights stand out, small enough to compile in a fraction of a second. Nothing has data.
-LIMITS = Limits(max_batch_size=1, max_seq_len=992, block_length=32, prefill_chunk=64)
+LIMITS = Limits(max_batch_size=1, max_seq_len=992, block_length=32, prefill_chunk=64, quadratic_block_length=5)
 CONFIG = tiny_config(
     hidden_size=512,
     intermediate_size=1024,
@@ -44,9 +45,27 @@ CONFIG = tiny_config(
 _LINEAR = torch.ops.aten.linear.default
 
 
-def audit(role: Role, precision: Precision = Precision.BF16, without: Pass | None = None) -> PlanAudit:
-    """Audit of a plan of `role` that is said to be bf16, compiled in `precision` and without one pass of its pipeline."""
-    graph = capture_step(CONFIG, getattr(torch, ENGINE_FLOAT[precision]), LIMITS.cache_capacity)
+Audit = Callable[..., PlanAudit]
+
+
+def capture(precision: Precision) -> StepGraph:
+    return capture_step(CONFIG, getattr(torch, ENGINE_FLOAT[precision]), LIMITS.cache_capacity)
+
+
+@pytest.fixture(scope="module")
+def captured() -> StepGraph:
+    """The step in bf16. Shared: copy it before changing it."""
+    return capture(Precision.BF16)
+
+
+@pytest.fixture
+def audit(captured: StepGraph) -> Audit:
+    """Audit of a plan compiled from a role's pipeline in bf16, or `without` one of its passes."""
+    return lambda role, without=None: audit_of(captured.copy(), role, without=without)
+
+
+def audit_of(graph: StepGraph, role: Role, precision: Precision = Precision.BF16, without: Pass | None = None) -> PlanAudit:
+    """Audit of a plan of `role` that is said to be bf16, compiled from a captured step and without one pass of its pipeline."""
     stages = tuple(stage for stage in PIPELINES[Target.TENSORRT_RTX][role] if stage.run is not without)
     run_pipeline(graph, stages, pass_options(role, model=CONFIG, precision=precision, cache_capacity=LIMITS.cache_capacity))
     profiles = step_profiles(role, LIMITS)
@@ -58,7 +77,7 @@ def audit(role: Role, precision: Precision = Precision.BF16, without: Pass | Non
 
 
 @pytest.mark.parametrize("role", list(PIPELINES[Target.TENSORRT_RTX]))
-def test_what_we_ship_has_no_warning(role: Role) -> None:
+def test_what_we_ship_has_no_warning(audit: Audit, role: Role) -> None:
     found = audit(role)
     assert found.warnings == ()
     for profile in found.profiles:
@@ -68,11 +87,11 @@ def test_what_we_ship_has_no_warning(role: Role) -> None:
             assert (point.copies.weight_sized, point.copies.cache_sized) == (0, 0)
 
 
-def test_the_cache_is_copied_without_the_query_boundary() -> None:
+def test_the_cache_is_copied_without_the_query_boundary(audit: Audit) -> None:
     assert audit(Role.VERIFY, without=expose_queries).codes == {FindingCode.CACHE_COPY}
 
 
-def test_weights_are_copied_by_a_transposition_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_copied_by_a_transposition_of_their_own(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     def linear(emit: NetworkEmitter, x: Any, weight: Any) -> Any:
         turned = emit.network.add_shuffle(weight)
         turned.first_transpose = (1, 0)
@@ -88,7 +107,7 @@ def without_lengths(emit: NetworkEmitter, *tensors: Any) -> None:
     """In place of the lengths: none."""
 
 
-def test_attention_without_lengths_covers_the_whole_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_without_lengths_covers_the_whole_cache(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_form, "attended_lengths", without_lengths)
     assert FindingCode.WHOLE_CACHE_ATTENTION in audit(Role.DENOISE).codes
 
@@ -132,14 +151,17 @@ def test_fp32_has_no_fused_attention_and_fp32_products(monkeypatch: pytest.Monke
             emit.network = network
 
     monkeypatch.setitem(network_converters.NETWORK_CONVERTERS, torch.ops.nemodiff.attention.default, decomposed)
-    assert {FindingCode.UNFUSED_ATTENTION, FindingCode.FP32_GEMM} <= audit(Role.VERIFY, Precision.FP32).codes
+    found = audit_of(capture(Precision.FP32), Role.VERIFY, Precision.FP32)
+    assert {FindingCode.UNFUSED_ATTENTION, FindingCode.FP32_GEMM} <= found.codes
 
 
-def stored_roles(merge_everything: bool) -> tuple[dict[Role, RoleEngine], Mapping[str, WeightLayout], dict[str, Any]]:
+def stored_roles(
+    captured: StepGraph, merge_everything: bool
+) -> tuple[dict[Role, RoleEngine], Mapping[str, WeightLayout], dict[str, Any]]:
     """Engines of verify and draft; the draft with a low-rank branch, or with a whole set of weights of its own."""
     graphs = {}
     for role in (Role.VERIFY, Role.DRAFT):
-        graphs[role] = capture_step(CONFIG, torch.bfloat16, LIMITS.cache_capacity)
+        graphs[role] = captured.copy()
         run_pipeline(
             graphs[role], PIPELINES[Target.TENSORRT_RTX][role], pass_options(role, model=CONFIG, precision=Precision.BF16)
         )
@@ -155,16 +177,16 @@ def stored_roles(merge_everything: bool) -> tuple[dict[Role, RoleEngine], Mappin
     return roles, layouts, shapes
 
 
-def test_an_adapter_merged_into_a_second_set_of_weights() -> None:
-    shared = weight_memory(CONFIG, Precision.BF16, *stored_roles(merge_everything=False))
+def test_an_adapter_merged_into_a_second_set_of_weights(captured: StepGraph) -> None:
+    shared = weight_memory(CONFIG, Precision.BF16, *stored_roles(captured, merge_everything=False))
     assert shared.findings() == ()
     assert 1 < shared.ratio < 1.10
-    doubled = weight_memory(CONFIG, Precision.BF16, *stored_roles(merge_everything=True))
+    doubled = weight_memory(CONFIG, Precision.BF16, *stored_roles(captured, merge_everything=True))
     assert [finding.code for finding in doubled.findings()] == [FindingCode.DUPLICATED_WEIGHTS]
     assert doubled.ratio == pytest.approx(2, rel=0.2)
 
 
-def test_weights_inside_every_plan_are_as_many_copies() -> None:
-    roles, layouts, shapes = stored_roles(merge_everything=False)
+def test_weights_inside_every_plan_are_as_many_copies(captured: StepGraph) -> None:
+    roles, layouts, shapes = stored_roles(captured, merge_everything=False)
     inside = {role: dataclasses.replace(engine, weights=(), constants=engine.weights) for role, engine in roles.items()}
     assert weight_memory(CONFIG, Precision.BF16, inside, layouts, shapes).ratio > 1.9

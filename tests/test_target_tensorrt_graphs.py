@@ -19,6 +19,8 @@ from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.runtime.step_checks import layout_arrays
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.training.problems import held_out_problems
@@ -35,15 +37,22 @@ class ShadowSession(EagerSession):
     num_steps: Counter[Role]
 
     def run(
-        self, role: Role, input_ids: np.ndarray, cache: KVCache[torch.Tensor], last_index: np.ndarray | None = None
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[torch.Tensor],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
     ) -> StepOutput:
         inputs = {contract.INPUT_IDS: torch.from_numpy(input_ids), contract.CACHE_LENGTH: torch.from_numpy(cache.length)}
         if last_index is not None:
             inputs[contract.LAST_INDEX] = torch.from_numpy(last_index)
+        if layout is not None:
+            inputs |= {name: torch.from_numpy(array) for name, array in layout_arrays(layout).items()}
         for layer, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
             inputs |= {contract.past_key(layer): key, contract.past_value(layer): value}
         found = self.engines.run(role, inputs)
-        wanted = super().run(role, input_ids, cache, last_index)
+        wanted = super().run(role, input_ids, cache, last_index, layout)
         np.testing.assert_array_equal(found[contract.TOKEN].numpy(), wanted.token, err_msg=f"role {role}")
         # fp32 sums in another order.
         np.testing.assert_allclose(found[contract.CONFIDENCE].numpy(), wanted.confidence, atol=1e-4)

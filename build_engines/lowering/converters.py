@@ -51,6 +51,10 @@ def _add(emit: OnnxEmitter, x: str, other: str | float) -> str:
     return emit.op("Add", [x, _operand(emit, x, other)])
 
 
+def _unsqueeze(emit: OnnxEmitter, x: str, dim: int) -> str:
+    return emit.op("Unsqueeze", [x, emit.integers(dim)])
+
+
 def _slice(emit: OnnxEmitter, x: str, dim: int = 0, start: int | None = None, end: int | None = None) -> str:
     last = np.iinfo(np.int64).max
     bounds = (emit.integers(start or 0), emit.integers(last if end is None else end))
@@ -76,6 +80,7 @@ CONVERTERS: dict[Any, Converter] = {
     _aten.silu.default: _silu,
     _aten.mul.Tensor: _mul,
     _aten.add.Tensor: _add,
+    _aten.unsqueeze.default: _unsqueeze,
     _aten.slice.Tensor: _slice,
     _aten.split_with_sizes.default: _split,
     _aten._to_copy.default: _to_copy,  # noqa: SLF001 - the operator's own name

@@ -22,6 +22,7 @@ _ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
     torch.int64: TensorProto.INT64,
+    torch.bool: TensorProto.BOOL,
 }
 
 

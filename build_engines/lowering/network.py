@@ -16,14 +16,20 @@ from torch import fx
 from nemodiff_trt.build_engines.lowering.network_converters import NETWORK_CONVERTERS, network_dtype
 from nemodiff_trt.errors import LoweringError
 from nemodiff_trt.passes.axes import axis_letters, shape_with_letters
-from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+from nemodiff_trt.passes.graph import NODE_FORM, NODE_VALUE, StepGraph, operator_name
+from nemodiff_trt.plugins import find_op
 from nemodiff_trt.plugins.network_emitter import Heads, NetworkEmitter, NetworkTensor
 
 _DYNAMIC = -1
 
 
 def lower_to_network(
-    api: Any, network: Any, graph: StepGraph, fixed: Mapping[str, int], weights: Mapping[str, np.ndarray] | None = None
+    api: Any,
+    network: Any,
+    graph: StepGraph,
+    fixed: Mapping[str, int],
+    weights: Mapping[str, np.ndarray] | None = None,
+    plugin_sm: int | None = None,
 ) -> None:
     """Write `graph` into the empty, strongly typed `network`.
 
@@ -34,12 +40,13 @@ def lower_to_network(
         fixed: extents of axes that are the same in every step, such as {"K": 4128} or {"S": 1}; the other letters stay dynamic.
         weights: stored tensors to embed as constants, bfloat16 and narrower formats as their bits; the others become inputs.
             They must outlive the compilation.
+        plugin_sm: compute capability to compile kernels of plugins for; None where the graph has none.
 
     Raises:
         LoweringError: a node has no converter, or a dtype no TensorRT type.
     """
     letters = axis_letters(graph)
-    emit = NetworkEmitter(api, network)
+    emit = NetworkEmitter(api, network, plugin_sm)
     scratch = {graph.outputs[name]: name for name in graph.scratch}
     values: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:
@@ -79,7 +86,8 @@ def _source(
 
 
 def _convert(emit: NetworkEmitter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    converter = NETWORK_CONVERTERS.get(node.target)
+    form = node.meta.get(NODE_FORM)
+    converter = find_op(str(operator_name(node))).load(form) if form else NETWORK_CONVERTERS.get(node.target)
     if converter is None:
         raise LoweringError(f"node {node.name} ({node.target}) has no TensorRT converter")
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])

@@ -33,6 +33,7 @@ def network_dtype(api: Any, dtype: torch.dtype) -> Any:
         torch.float8_e4m3fn: "fp8",
         torch.float4_e2m1fn_x2: "fp4",
         torch.int64: "int64",
+        torch.bool: "bool",
     }
     if dtype not in known:
         raise LoweringError(f"{dtype} has no TensorRT type here")
@@ -78,6 +79,12 @@ def _split(emit: NetworkEmitter, x: NetworkTensor, sizes: list[int], dim: int = 
     return tuple(emit.slice_axis(x, axis, start, size) for start, size in zip(starts, sizes, strict=True))
 
 
+def _unsqueeze(emit: NetworkEmitter, x: NetworkTensor, dim: int) -> NetworkTensor:
+    if dim not in (-1, len(x.shape)):
+        raise LoweringError(f"an axis is added behind the others only, not at {dim}")
+    return emit.reshape(x, (0,) * len(x.shape) + (1,))
+
+
 def _to_copy(emit: NetworkEmitter, x: NetworkTensor, dtype: torch.dtype) -> NetworkTensor:
     return emit.cast(x, network_dtype(emit.api, dtype))
 
@@ -92,6 +99,7 @@ NETWORK_CONVERTERS: dict[Any, Converter] = {
     _aten.silu.default: _silu,
     _aten.mul.Tensor: _binary("PROD"),
     _aten.add.Tensor: _binary("SUM"),
+    _aten.unsqueeze.default: _unsqueeze,
     _aten.split_with_sizes.default: _split,
     _aten._to_copy.default: _to_copy,  # noqa: SLF001 - the operator's own name
     operator.getitem: _getitem,

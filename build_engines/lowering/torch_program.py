@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from nemodiff_trt.contract import CONFIDENCE, LOGITS, TOKEN
 from nemodiff_trt.errors import LoweringError
 from nemodiff_trt.passes.axes import axis_letters, shape_with_letters
-from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
+from nemodiff_trt.passes.graph import NODE_FORM, NODE_VALUE, StepGraph, operator_name
 from nemodiff_trt.plugins.cache_update import write_cache
 
 # Any sizes above 1 will do: the exporter takes 0 and 1 for constants.
@@ -39,7 +39,8 @@ def lower_to_torch(graph: StepGraph, cache_capacity: int) -> TorchProgram:
     """Export `graph` for the CPU with dynamic B and S and a cache of `cache_capacity` slots.
 
     Args:
-        graph: after its pipeline, which left no operator of `torch.ops.nemodiff` and caches that are written in place.
+        graph: after its pipeline, which left no operator of `torch.ops.nemodiff` but plugins, and caches that are written in
+            place.
         cache_capacity: K.
 
     Raises:
@@ -65,7 +66,7 @@ def lower_to_torch(graph: StepGraph, cache_capacity: int) -> TorchProgram:
 
 def _check(graph: StepGraph) -> None:
     for node in graph.graph.nodes:
-        if getattr(node.target, "namespace", None) == "nemodiff":
+        if operator_name(node) is not None and NODE_FORM not in node.meta:
             raise LoweringError(f"{node.name}: {node.target} was not decomposed")
     for name, node in graph.outputs.items():
         if name not in (TOKEN, CONFIDENCE, LOGITS) and node.target is not write_cache:

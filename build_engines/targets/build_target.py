@@ -60,8 +60,8 @@ class BuiltEngines:
 Builder = Callable[[BuildInput], BuiltEngines]
 
 
-def builder_for(target: Target) -> Builder:
-    """The function that compiles for `target`; its toolchain is looked for now, before any work.
+def builder_for(target: Target, plugins: bool = False) -> Builder:
+    """The function that compiles for `target`; its toolchain, that of plugins included, is looked for now, before any work.
 
     Raises:
         InvalidInputError: the toolchain is not installed.
@@ -75,7 +75,9 @@ def builder_for(target: Target) -> Builder:
 
         check_compiler()
         return build_inductor
-    from nemodiff_trt.build_engines.targets.tensorrt_plans import build_tensorrt, import_api
+    from nemodiff_trt.build_engines.targets.tensorrt_plans import build_tensorrt, import_api, import_plugins
 
     import_api(target)
+    if plugins:
+        import_plugins(target)
     return build_tensorrt

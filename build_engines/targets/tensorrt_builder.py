@@ -13,7 +13,6 @@ import numpy as np
 
 from nemodiff_trt.build_engines.lowering.network import lower_to_network
 from nemodiff_trt.bundle import StepProfile
-from nemodiff_trt.contract import INPUT_IDS
 from nemodiff_trt.errors import LoweringError
 from nemodiff_trt.passes.graph import StepGraph
 
@@ -32,12 +31,14 @@ class PlanRequest:
         cache_capacity: K, the same in every step.
         sms: compute capabilities, empty for the GPU of this machine.
         weights: stored tensors to embed; the others become inputs.
+        plugin_sm: compute capability that plugins are compiled for; None where there are none.
     """
 
     profiles: tuple[StepProfile, ...]
     cache_capacity: int
     sms: tuple[int, ...]
     weights: Mapping[str, np.ndarray] | None = None
+    plugin_sm: int | None = None
 
 
 class TimingCache:
@@ -74,7 +75,7 @@ def compile_plan(
     if all(profile.min_step == profile.max_step == 1 for profile in request.profiles):
         # An axis that is always 1 leaves nothing to check or to size at run time.
         fixed["S"] = 1
-    lower_to_network(api, network, graph, fixed, request.weights)
+    lower_to_network(api, network, graph, fixed, request.weights, request.plugin_sm)
     config = builder.create_builder_config()
     config.progress_monitor = _progress_monitor(api, on_share)
     for profile in request.profiles:
@@ -103,7 +104,7 @@ def _strongly_typed(api: Any) -> int:
 
 
 def _optimization_profile(builder: Any, network: Any, profile: StepProfile) -> Any:
-    """Smallest, best and largest shape of every input; B is the first axis of each, S the second of the token ids."""
+    """Smallest, best and largest shape of every input; B is the first axis of each, every other dynamic one is S."""
     shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -111,10 +112,9 @@ def _optimization_profile(builder: Any, network: Any, profile: StepProfile) -> A
         if -1 not in shape:
             continue
 
-        def at(batch: int, step: int, shape: tuple[int, ...] = shape, name: str = tensor.name) -> tuple[int, ...]:
-            extents = [batch if extent == -1 else extent for extent in shape[:1]]
-            extents += [step if extent == -1 and name == INPUT_IDS else extent for extent in shape[1:]]
-            return tuple(extents)
+        def at(batch: int, step: int, shape: tuple[int, ...] = shape) -> tuple[int, ...]:
+            first = batch if shape[0] == -1 else shape[0]
+            return (first, *(step if extent == -1 else extent for extent in shape[1:]))
 
         largest = at(profile.max_batch, profile.max_step)
         shapes.set_shape(tensor.name, at(profile.min_batch, profile.min_step), largest, largest)

@@ -108,6 +108,22 @@ def import_api(target: Target) -> Any:
         raise InvalidInputError("target", str(target), f"a compiler that is {_INSTALL_HINTS[target]} ({error})") from error
 
 
+def import_plugins(target: Target) -> None:
+    """Import what plugins need: the submodule of the compiler's API, and the compiler of kernels.
+
+    Raises:
+        InvalidInputError: one of them is not installed.
+    """
+    for module, hint in (
+        (f"{_API_MODULES[target]}.plugin", "a newer release"),
+        ("triton", "pip install 'nemodiff_trt[kernels]'"),
+    ):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InvalidInputError("plugins", True, f"off without {module}, which is not installed: {hint}") from error
+
+
 def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
     """One profile for a single sequence, and one for all larger batches, over every step length the role can have."""
     batches = [(1, 1)] if limits.max_batch_size == 1 else [(1, 1), (2, limits.max_batch_size)]
@@ -127,7 +143,8 @@ def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: Pl
     """Compile the plan of a group of roles; `done` plans are finished."""
     limits, graph = build.options.limits, source.graph
     profiles = tuple(profile for role in group for profile in step_profiles(role, limits))
-    request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights)
+    plugin_sm = _present_sm()[0] if build.options.plugins else None
+    request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights, plugin_sm)
 
     def on_share(share: float) -> None:
         build.clock.listener.advance(100 * done + int(100 * share))

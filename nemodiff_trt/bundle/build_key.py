@@ -21,9 +21,13 @@ _TOOLS: dict[Target, tuple[str, ...]] = {
 }
 
 
-def tool_versions(target: Target) -> dict[str, str]:
-    """Versions of everything that shapes an engine of `target`; for machine code, also the instruction sets under "cpu"."""
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS[target]}}
+def tool_versions(target: Target, plugins: bool = False) -> dict[str, str]:
+    """Versions of everything that shapes an engine of `target`; for machine code, also the instruction sets under "cpu".
+
+    With `plugins`, engines of TensorRT hold what Triton compiled.
+    """
+    tools = (*_TOOLS[target], "triton") if plugins and target is Target.TENSORRT else _TOOLS[target]
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in tools}}
     return versions | ({"cpu": " ".join(cpu_features())} if target is Target.INDUCTOR else {})
 
 

@@ -105,7 +105,8 @@ class Manifest:
 
     `sms` are the compute capabilities that the engines were compiled for (120 is SM120), empty for a CPU. `weight_shapes` has
     the shape of every tensor of `weights`. Without `has_weights` the bundle was built from a geometry alone: a checkpoint has
-    to be bound to it before it can run. `quantization` is None where no layer is quantised.
+    to be bound to it before it can run. `operators` says of every operator of the step what realises it in the engines, such as
+    "plugin" or "native layers". `quantization` is None where no layer is quantised.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -117,6 +118,7 @@ class Manifest:
     keep_logits: bool
     adapter: AdapterFacts | None
     roles: dict[Role, RoleEngine]
+    operators: dict[str, str]
     weights: dict[str, WeightLayout]
     weight_shapes: dict[str, tuple[int, ...]]
     weight_storage: WeightStorage = WeightStorage.SHARED
@@ -149,6 +151,7 @@ class Manifest:
             "keep_logits": self.keep_logits,
             "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "roles": {role: dataclasses.asdict(engine) for role, engine in self.roles.items()},
+            "operators": self.operators,
             "weights": {name: dataclasses.asdict(layout) for name, layout in self.weights.items()},
             "weight_shapes": {name: list(shape) for name, shape in self.weight_shapes.items()},
             "weight_storage": self.weight_storage,
@@ -228,6 +231,7 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         keep_logits=content["keep_logits"],
         adapter=AdapterFacts(**content["adapter"]) if content["adapter"] else None,
         roles=roles,
+        operators=content["operators"],
         weights=weights,
         weight_shapes={name: tuple(shape) for name, shape in content["weight_shapes"].items()},
         weight_storage=WeightStorage(content["weight_storage"]),

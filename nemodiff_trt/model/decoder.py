@@ -6,7 +6,7 @@ holds one node per operation and no view or symbolic-size arithmetic. Axis lette
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.model.rotary_tables import build_rotary_tables
 
 ops = torch.ops.nemodiff
+
+
+class LayoutTensors(NamedTuple):
+    """Order among the tokens of a step whose tokens do not simply follow each other.
+
+    `position_offset` int64 [B,S]: positions are cache_length + this. `step_mask` bool [B,S,S]: query s sees step token t, and
+    all of the valid cache. `adapter_rows` fp32 [B,S]: 1 where the draft adapter applies, 0 where it does not.
+    """
+
+    position_offset: Tensor
+    step_mask: Tensor
+    adapter_rows: Tensor
 
 
 class RMSNorm(nn.Module):
@@ -62,13 +74,14 @@ class Attention(nn.Module):
         adapter = LowRankAdapter(weight.shape[1], weight.shape[0], rank, scale)
         self.adapter = adapter.to(device=weight.device, dtype=weight.dtype)
 
-    def project_output(self, mixed: Tensor, use_adapter: bool) -> Tensor:
-        """o_proj, plus the low-rank branch in a draft step. `mixed` [B,S,H*D] -> [B,S,hidden]."""
+    def project_output(self, mixed: Tensor, use_adapter: bool, rows: Tensor | None = None) -> Tensor:
+        """o_proj, plus the low-rank branch in a draft step, times `rows` [B,S]. `mixed` [B,S,H*D] -> [B,S,hidden]."""
         output: Tensor = self.o_proj(mixed)
         if use_adapter:
             if self.adapter is None:
                 raise RuntimeError("a draft step was asked of a decoder without an adapter")
-            output = output + self.adapter(mixed)
+            branch = self.adapter(mixed)
+            output = output + (branch if rows is None else branch * rows[..., None].to(branch.dtype))
         return output
 
     def forward(self, x: Tensor, step: Step, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +89,12 @@ class Attention(nn.Module):
         key = ops.rotary(self.k_proj(x), step.key_cos, step.key_sin, step.positions, self.num_kv_heads)
         present_key = ops.cache_update(past_key, key, step.cache_length)
         present_value = ops.cache_update(past_value, self.v_proj(x), step.cache_length)
-        mixed = ops.attention(query, present_key, present_value, step.cache_length, self.num_heads, step.causal)
-        return self.project_output(mixed, step.use_adapter), present_key, present_value
+        keys_values = (present_key, present_value, step.cache_length)
+        if step.layout is None:
+            mixed = ops.attention(query, *keys_values, self.num_heads, step.causal)
+            return self.project_output(mixed, step.use_adapter), present_key, present_value
+        mixed = ops.masked_attention(query, *keys_values, step.layout.step_mask, self.num_heads)
+        return self.project_output(mixed, step.use_adapter, step.layout.adapter_rows), present_key, present_value
 
 
 class MLP(nn.Module):
@@ -120,15 +137,28 @@ class Encoder(nn.Module):
 
 
 class Step:
-    """What every layer of one step shares: positions, tables, write index, direction, adapter switch."""
+    """What every layer of one step shares: positions, tables, write index, direction or layout, adapter switch."""
 
-    __slots__ = ("cache_length", "causal", "key_cos", "key_sin", "positions", "query_cos", "query_sin", "use_adapter")
+    __slots__ = (
+        "cache_length", "causal", "key_cos", "key_sin", "layout", "positions", "query_cos", "query_sin", "use_adapter",
+    )  # fmt: skip
 
-    def __init__(self, decoder: TriModeDecoder, input_ids: Tensor, cache_length: Tensor, causal: bool, use_adapter: bool):
-        self.positions = ops.step_positions(input_ids, cache_length)
+    def __init__(
+        self,
+        decoder: TriModeDecoder,
+        input_ids: Tensor,
+        cache_length: Tensor,
+        causal: bool,
+        use_adapter: bool,
+        layout: LayoutTensors | None,
+    ):
+        if layout is None:
+            self.positions = ops.step_positions(input_ids, cache_length)
+        else:
+            self.positions = cache_length[:, None] + layout.position_offset
         self.query_cos, self.query_sin = decoder.query_cos, decoder.query_sin
         self.key_cos, self.key_sin = decoder.key_cos, decoder.key_sin
-        self.cache_length, self.causal, self.use_adapter = cache_length, causal, use_adapter
+        self.cache_length, self.causal, self.use_adapter, self.layout = cache_length, causal, use_adapter, layout
 
 
 class TriModeDecoder(nn.Module):
@@ -178,6 +208,7 @@ class TriModeDecoder(nn.Module):
         past_values: list[Tensor],
         causal: bool = True,
         use_adapter: bool = False,
+        layout: LayoutTensors | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run one step.
 
@@ -188,11 +219,12 @@ class TriModeDecoder(nn.Module):
             past_values: one [B,G,K,D] per layer.
             causal: lower-right causal attention, or every step token sees all.
             use_adapter: add the draft adapter's branch.
+            layout: takes the place of `causal`, of consecutive positions and of one adapter switch for all tokens.
 
         Returns:
             logits [B,S,V], and the caches with the step written after `cache_length`.
         """
-        step = Step(self, input_ids, cache_length, causal, use_adapter)
+        step = Step(self, input_ids, cache_length, causal, use_adapter, layout)
         x = self.encoder.embed_tokens(input_ids)
         present_keys, present_values = [], []
         for layer, past_key, past_value in zip(self.decoder_layers, past_keys, past_values, strict=True):

@@ -150,7 +150,7 @@ class _LayerRunner:
             recorder.role = run.role
             ids = torch.zeros(1, run.x.shape[1], dtype=torch.int64)
             use_adapter = run.role.uses_adapter and self._adapter is not None
-            shared = Step(self._decoder, ids, torch.tensor([run.start]), run.role.is_causal, use_adapter)
+            shared = Step(self._decoder, ids, torch.tensor([run.start]), run.role.is_causal, use_adapter, None)
             run.x, keys, values = layer(run.x, shared, *past)
             if run is runs[0]:
                 past = (keys, values)

@@ -21,7 +21,8 @@ def decision_head_network(
     candidates = emit.elementwise("SUM", wide, emit.constant(penalty))
     best = emit.reduce_last("MAX", candidates)
     ids = emit.constant(np.arange(vocab_size, dtype=np.int32).reshape(1, 1, vocab_size))
-    beyond = emit.constant(np.full((1, 1, 1), vocab_size, np.int32))
+    # Where nothing equals the maximum, as in a row with a NaN, it is an id all the same: the token is looked up in a table.
+    beyond = emit.constant(np.full((1, 1, 1), vocab_size - 1, np.int32))
     is_best = emit.elementwise("EQUAL", candidates, best)
     token = emit.reduce_last("MIN", emit.output(emit.network.add_select(is_best, ids, beyond)))
     # 1 / sum exp(x - best): the winner's own term is 1. A mask logit far above it makes the sum infinite, the probability 0.

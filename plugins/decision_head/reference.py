@@ -13,6 +13,10 @@ def decision_head_reference(logits: Tensor, mask_token_id: int) -> tuple[Tensor,
     """Token int64 [B,S] and its probability fp32 [B,S] from `logits` [B,S,V].
 
     The probability is softmax over the full vocabulary, computed in fp32 (fp64 for fp64 logits) and returned in fp32.
+
+    Rows that are no distribution still give a token below V: a NaN counts as the largest candidate, and where every candidate
+    is -inf the token is 0. The confidence is then NaN, as it is when the winner is +inf; it is 0 when the mask alone is
+    finite, or +inf. Forms other than the Triton one give the same confidence, but may name another token for a row with a NaN.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     candidates = wide.clone()

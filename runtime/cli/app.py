@@ -6,6 +6,7 @@ import typer
 
 from nemodiff_trt.command_line import dataclass_command
 from nemodiff_trt.runtime.cli.bind import BindArguments, bind
+from nemodiff_trt.runtime.cli.calibrate import CalibrateArguments, calibrate
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
 from nemodiff_trt.runtime.cli.check import CheckArguments, check
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
@@ -25,6 +26,7 @@ def build_app() -> typer.Typer:
     app.command("generate")(dataclass_command("generate", GenerateArguments, generate))
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
+    app.command("calibrate")(dataclass_command("calibrate", CalibrateArguments, calibrate))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.

@@ -22,6 +22,7 @@ from nemodiff_trt.runtime.cli.options import (
     Threshold,
     Verify,
 )
+from nemodiff_trt.runtime.cli.sampling_options import SamplingArguments, read_sampling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ QUIT = ("/quit", "/exit", "/q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatArguments:
+class ChatArguments(SamplingArguments):
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
@@ -63,9 +64,10 @@ def chat(arguments: ChatArguments) -> None:
         block_length=arguments.block_length,
         threshold=arguments.threshold,
         enable_thinking=arguments.thinking,
+        sampling=read_sampling(arguments),
     )
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
-    options.check_for(model.session.limits, model.session.roles)
+    model.engine.check_options(options)
     if not model.tokenizer.has_chat_template:
         raise InvalidInputError("bundle", str(arguments.bundle), "a bundle whose tokenizer has a chat template")
     state = ChatState(model, options, arguments.show)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -32,8 +31,8 @@ class ChatState:
         Raises:
             InvalidInputError: the value is not usable, or not with these engines; nothing has changed then.
         """
-        options = dataclasses.replace(self.options, **changes)  # type: ignore[arg-type]
-        options.check_for(self.model.session.limits, self.model.session.roles)
+        options = self.options.changed(**changes)
+        self.model.engine.check_options(options)
         self.options = options
 
     def fit_messages(self) -> int:
@@ -55,10 +54,16 @@ class ChatState:
         options = self.options
         block = options.block_length or self.model.session.limits.block_length
         threshold = "default" if options.threshold is None else f"{options.threshold:g}"
-        return (
-            f"mode {options.mode} · block {block} · threshold {threshold} · up to {options.max_new_tokens} tokens"
-            f" · thinking {_on(options.enable_thinking)} · show {_on(self.is_shown)}"
+        parts = (
+            f"mode {options.mode}",
+            f"block {block}",
+            f"threshold {threshold}",
+            f"temperature {options.sampling.temperature:g}",
+            f"up to {options.max_new_tokens} tokens",
+            f"thinking {_on(options.enable_thinking)}",
+            f"show {_on(self.is_shown)}",
         )
+        return " · ".join(parts)
 
 
 def _on(value: bool) -> str:
@@ -95,6 +100,11 @@ def _block(state: ChatState, value: str) -> str:
 
 def _threshold(state: ChatState, value: str) -> str:
     state.change(threshold=None if value in NO_VALUE else _number("threshold", value, float, "a number"))
+    return state.settings()
+
+
+def _temperature(state: ChatState, value: str) -> str:
+    state.change(temperature=_number("temperature", value, float, "a number"))
     return state.settings()
 
 
@@ -138,6 +148,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ChatState, str], str]]] = {
     "mode": ("/mode M               ar, diffusion or self_speculation", _mode),
     "block": ("/block B              tokens of a block, or max", _block),
     "threshold": ("/threshold X          0 to 1, or default", _threshold),
+    "temperature": ("/temperature T        0 is greedy", _temperature),
     "tokens": ("/tokens N             limit of an answer", _tokens),
     "thinking": ("/thinking [on|off]    open a think section", _thinking),
     "show": ("/show [on|off]        drafted, accepted and denoised tokens as they appear", _show),

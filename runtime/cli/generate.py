@@ -22,6 +22,7 @@ from nemodiff_trt.runtime.cli.options import (
     Threshold,
     Verify,
 )
+from nemodiff_trt.runtime.cli.sampling_options import SamplingArguments, read_sampling
 
 if TYPE_CHECKING:
     from nemodiff_trt.runtime.answer import GenerationResult
@@ -36,7 +37,7 @@ STATS_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateArguments:
+class GenerateArguments(SamplingArguments):
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
@@ -53,6 +54,13 @@ class GenerateArguments:
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="diffusion: passes a block, instead of a threshold.")
     ] = None
+    draft_groups: Annotated[
+        int | None,
+        typer.Option("--draft-groups", metavar="K", help="quadratic: draft for the K most likely lengths of acceptance only."),
+    ] = None
+    num_leaves: Annotated[
+        int, typer.Option("--num-leaves", metavar="N", help="self_speculation: verify N second choices beside a draft.")
+    ] = 0
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="T", help="Text that ends an answer; repeatable.")] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")] = False
     chat: Annotated[
@@ -63,6 +71,10 @@ class GenerateArguments:
         int | None, typer.Option("--max-thinking-tokens", metavar="N", help="Close it after N tokens.")
     ] = None
     stream: Annotated[bool, typer.Option("--stream", help="Print text as soon as it is certain.")] = False
+    logprobs: Annotated[
+        int | None,
+        typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
+    ] = None
     as_json: AsJson = False
     num_threads: NumThreads = None
     verify: Verify = True
@@ -76,16 +88,21 @@ def generate(arguments: GenerateArguments) -> None:
 
     if arguments.stream and arguments.as_json:
         raise InvalidInputError("stream", True, "one of stream and json")
+    if arguments.logprobs is not None and not arguments.as_json:
+        raise InvalidInputError("logprobs", arguments.logprobs, "nothing without json, which reports them")
     options = GenerationOptions(
         mode=arguments.mode,  # type: ignore[arg-type]
         max_new_tokens=arguments.max_new_tokens,
         block_length=arguments.block_length,
         threshold=arguments.threshold,
         steps=arguments.steps,
+        draft_groups=arguments.draft_groups,
+        num_leaves=arguments.num_leaves,
         stop=tuple(arguments.stop or ()),
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,
         enable_thinking=arguments.thinking,
+        sampling=read_sampling(arguments, arguments.logprobs),
     )
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
@@ -146,4 +163,6 @@ def to_json(result: GenerationResult) -> dict[str, Any]:
     content = result.to_dict()
     content["token_ids"] = list(result.token_ids)
     content["stats"] = {name: content["stats"][name] for name in STATS_FIELDS}
+    if not result.logprobs:
+        del content["logprobs"]
     return content

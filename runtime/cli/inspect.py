@@ -58,6 +58,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "build_key": manifest.build_key,
         "tool_versions": manifest.tool_versions,
         "roles": _roles(bundle),
+        "operators": manifest.operators,
         "files": {name: entry.num_bytes for name, entry in sorted(manifest.files.items())},
         "num_bytes": sum(entry.num_bytes for entry in manifest.files.values()),
         "cache_bytes_per_sequence": _cache_bytes(bundle),
@@ -128,6 +129,7 @@ def _print(facts: dict[str, Any]) -> None:
         "limits": f"{limits['max_batch_size']} sequences of {limits['max_seq_len']} tokens, "
         f"blocks to {limits['block_length']}, prefill chunks of {limits['prefill_chunk']}",
         "cache": f"{decimal(facts['cache_bytes_per_sequence'])} a sequence, {limits['cache_capacity']} slots",
+        "operators": _realised(facts["operators"]),
         "build key": facts["build_key"],
         "built with": ", ".join(f"{name} {version}" for name, version in facts["tool_versions"].items()),
     }
@@ -154,6 +156,14 @@ def _print(facts: dict[str, Any]) -> None:
     _print_passes(console, facts["report"])
     if facts["audit"]:
         _print_audit(console, facts)
+
+
+def _realised(operators: dict[str, str]) -> str:
+    """What realises operators, and which."""
+    by_kind: dict[str, list[str]] = {}
+    for name, kind in operators.items():
+        by_kind.setdefault(kind, []).append(name)
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())
 
 
 def _print_audit(console: Console, facts: dict[str, Any]) -> None:

@@ -28,4 +28,4 @@ Threshold = Annotated[
         help="Confidence from 0 to 1 that fixes a masked token: 0.9 in diffusion; in self_speculation 0 drafts in one pass.",
     ),
 ]
-ModeName = Annotated[str, typer.Option("--mode", metavar="M", help="ar, diffusion or self_speculation.")]
+ModeName = Annotated[str, typer.Option("--mode", metavar="M", help="ar, diffusion, self_speculation, quadratic or auto.")]

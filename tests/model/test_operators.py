@@ -18,6 +18,9 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
     def rand(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
+    def ids(*shape: int, high: int = V) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
     fp8, nvfp4 = pack_fp8(rand(16, 32)), pack_nvfp4(rand(16, 32))
     length = torch.tensor([1, 5])
     positions = length[:, None] + torch.arange(S)
@@ -27,8 +30,23 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "rotary": (rand(B, S, H * D), rand(K, D // 2), rand(K, D // 2), positions, H),
         "cache_update": (rand(B, G, K, D), rand(B, S, G * D), length),
         "attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, H, True),
+        "masked_attention": (rand(B, S, H * D), rand(B, G, K, D), rand(B, G, K, D), length, torch.rand(B, S, S) < 0.5, H),
         "select_position": (rand(B, S, 16), torch.tensor([2, 0])),
         "decision_head": (rand(B, S, V), 7),
+        "decision_top_k": (rand(B, S, V), 7, 3),
+        "next_block": (ids(B), S, 7),
+        # Probabilities are fp32 whatever the logits are.
+        "commit_masks": (ids(B, S, high=3), ids(B, S), torch.rand(B, S, generator=generator), torch.tensor([1, 0]), 1, 2, 0.5),
+        "accept_draft": (ids(B, S, high=3), ids(B, S, high=3), length, torch.tensor([9, 0]), torch.tensor([1, 2])),
+        "accept_draft_sampled": (
+            ids(B, S),
+            rand(B, S - 1, V).float().softmax(-1),
+            rand(B, S, V).float().softmax(-1),
+            torch.rand(B, S, generator=generator),
+            length,
+            torch.tensor([9, 0]),
+            torch.tensor([1, 2]),
+        ),
         "fp8_linear": (rand(B, S, 32), fp8.values, fp8.scale, torch.tensor(0.01)),
         "nvfp4_linear": (rand(B, S, 32), nvfp4.payload, nvfp4.block_scales, nvfp4.global_scale, torch.tensor(0.01)),
         "round_to_fp8": (rand(B, S, 32), torch.tensor(0.01)),

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.bundle import Combine, WeightLayout
-from nemodiff_trt.contract import CONFIDENCE, LAST_INDEX, LOGITS, TOKEN
+from nemodiff_trt.contract import CONFIDENCE, LAST_INDEX, LOGITS, STEP_MASK, TOKEN
 from nemodiff_trt.errors import PassError
 from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.base import PassReport, run_pipeline
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.passes.pipelines import PIPELINES
 from nemodiff_trt.plugins.decision_head import decision_head_reference
-from nemodiff_trt.vocabulary import Mode, Role, Target, roles_for
+from nemodiff_trt.vocabulary import BUILT_MODES, Role, Target, roles_for
 from support.checkpoints import tiny_config
 from support.graphs import EXACT, directions, pass_options, run_graph
 from support.steps import TABLES, EagerStep
@@ -26,6 +26,8 @@ ROLES = list(PIPELINES[Target.ONNXRUNTIME])
 VARIANTS = [(role, AdapterForm.LOW_RANK) for role in ROLES] + [
     (Role.DRAFT, AdapterForm.MERGED),
     (Role.DRAFT, AdapterForm.NONE),
+    (Role.QUADRATIC, AdapterForm.MERGED),
+    (Role.QUADRATIC, AdapterForm.NONE),
 ]
 
 
@@ -35,7 +37,7 @@ def make_role(graph: StepGraph, role: Role, target: Target = Target.ONNXRUNTIME,
 
 def eager_answer(step: EagerStep, role: Role, adapted: bool) -> dict[str, Tensor]:
     """What the contract promises for `role`, from the eager decoder."""
-    outputs = step.run(role.is_causal, adapted)
+    outputs = step.run(role.is_causal, adapted, role.takes_layout)
     logits = outputs.pop(LOGITS)
     if role is Role.PREFILL:
         logits = logits[torch.arange(logits.shape[0]), step.inputs[LAST_INDEX]][:, None]
@@ -44,7 +46,7 @@ def eager_answer(step: EagerStep, role: Role, adapted: bool) -> dict[str, Tensor
 
 
 def test_every_mode_finds_its_roles() -> None:
-    assert set(roles_for((Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION))) == set(ROLES)
+    assert set(roles_for(BUILT_MODES)) == set(ROLES)
 
 
 @pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.TENSORRT_RTX, Target.INDUCTOR])
@@ -55,7 +57,7 @@ def test_equals_the_eager_decoder(
     make_role(captured, role, target, keep_logits=True, adapter_form=form)
     outputs = run_graph(captured, eager_step.parameters, eager_step.inputs)
     promised = {name: value for name, value in outputs.items() if name not in captured.scratch}
-    adapted = role is Role.DRAFT and form is not AdapterForm.NONE
+    adapted = role.uses_adapter and form is not AdapterForm.NONE
     torch.testing.assert_close(promised, eager_answer(eager_step, role, adapted), **EXACT)
 
 
@@ -63,7 +65,7 @@ def test_equals_the_eager_decoder(
 def test_logits_are_returned_on_request_only(captured: StepGraph, eager_step: EagerStep, role: Role) -> None:
     make_role(captured, role)
     outputs = run_graph(captured, eager_step.parameters, eager_step.inputs)
-    expected = eager_answer(eager_step, role, adapted=role is Role.DRAFT)
+    expected = eager_answer(eager_step, role, adapted=role.uses_adapter)
     del expected[LOGITS]
     torch.testing.assert_close(outputs, expected, **EXACT)
 
@@ -72,10 +74,14 @@ def test_logits_are_returned_on_request_only(captured: StepGraph, eager_step: Ea
 @pytest.mark.parametrize(("role", "form"), VARIANTS)
 def test_direction_survives_every_pass(captured: StepGraph, role: Role, form: AdapterForm, target: Target) -> None:
     make_role(captured, role, target, adapter_form=form)
-    assert directions(captured) == [role in (Role.PREFILL, Role.DECODE, Role.VERIFY)] * tiny_config().num_hidden_layers
+    num_layers = 0 if role.takes_layout else tiny_config().num_hidden_layers
+    assert directions(captured) == [role in (Role.PREFILL, Role.DECODE, Role.VERIFY)] * num_layers
 
 
 def test_a_block_sees_its_future_only_in_bidirectional_roles(captured: StepGraph, eager_step: EagerStep) -> None:
+    # Where the step says so, it is causal here.
+    causal = torch.ones_like(eager_step.inputs[STEP_MASK]).tril()
+    eager_step = EagerStep(eager_step.decoder, {**eager_step.inputs, STEP_MASK: causal})
     changed = EagerStep(eager_step.decoder, dict(eager_step.inputs))
     changed.inputs["input_ids"] = eager_step.inputs["input_ids"].clone()
     changed.inputs["input_ids"][:, -1] += 1
@@ -141,8 +147,9 @@ def stored(captured: StepGraph, role: Role, form: AdapterForm = AdapterForm.LOW_
 
 def test_all_roles_share_the_same_stored_tensors(captured: StepGraph) -> None:
     shared = stored(captured, Role.VERIFY)
-    assert all(stored(captured, role) == shared for role in ROLES if role is not Role.DRAFT)
-    assert stored(captured, Role.DRAFT, AdapterForm.NONE) == shared
+    assert all(stored(captured, role) == shared for role in ROLES if not role.uses_adapter)
+    for role in (Role.DRAFT, Role.QUADRATIC):
+        assert stored(captured, role, AdapterForm.NONE) == shared
 
 
 def test_a_draft_adds_only_the_adapter(captured: StepGraph) -> None:
@@ -150,6 +157,7 @@ def test_a_draft_adds_only_the_adapter(captured: StepGraph) -> None:
     assert {name: draft[name] for name in shared} == shared
     added = {f"encoder.layers.{layer}.self_attn.adapter.lora_{part}.weight" for layer in range(2) for part in "AB"}
     assert set(draft) - set(shared) == added
+    assert stored(captured, Role.QUADRATIC) == stored(captured, Role.QUADRATIC, AdapterForm.MERGED) == draft
 
 
 def test_a_merged_draft_replaces_only_the_output_projections(captured: StepGraph) -> None:

@@ -146,5 +146,5 @@ def test_pipelines_fire_as_often_as_the_recipe_says(captured: StepGraph, role: R
         graph = captured.copy()
         reports = run_pipeline(graph, PIPELINES[Target.TENSORRT_RTX][role], pass_options(role, recipe=recipe))
         (report,) = (report for report in reports if report.name == "quantize_linears")
-        branches = 2 if overrides and role is Role.DRAFT else 0
+        branches = 2 if overrides and role.uses_adapter else 0
         assert report.count == expected + branches

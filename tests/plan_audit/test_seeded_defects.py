@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemodiff_trt.plan_audit import AuditPoint, FindingCode, audit_plan
-from support.rtx_networks import Defects, Sizes
+from support.rtx_networks import Decoder, Defects, Sizes
 from support.rtx_plans import build_plan, facts_of
 
 ONE_TOKEN = Sizes(steps=((1, 1),))
@@ -15,6 +15,11 @@ MULTI_HEAD = Sizes(num_kv_heads=8)
 DYNAMIC = Sizes(steps=((1, 1), (2, 32)), max_batch=4)
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def dynamic_plan() -> tuple[bytes, Decoder]:
+    return build_plan(DYNAMIC)
 
 
 @pytest.mark.parametrize("sizes", [ONE_TOKEN, BLOCK, DYNAMIC, Sizes(head_dim=128, hidden=1024)])
@@ -29,8 +34,8 @@ def test_clean_decoder(sizes: Sizes, causal: bool) -> None:
 
 @pytest.mark.parametrize("step", [2, 8, 32])
 @pytest.mark.parametrize("cache_tokens", [0, 100, 900])
-def test_weights_and_cache_of_a_clean_plan_move_once(step: int, cache_tokens: int) -> None:
-    plan, decoder = build_plan(DYNAMIC)
+def test_weights_and_cache_of_a_clean_plan_move_once(dynamic_plan: tuple[bytes, Decoder], step: int, cache_tokens: int) -> None:
+    plan, decoder = dynamic_plan
     audit = audit_plan(plan, facts_of(decoder, AuditPoint(2, step, cache_tokens), AuditPoint(2, 1, cache_tokens)))
     for profile in audit.profiles:
         (point,) = profile.points

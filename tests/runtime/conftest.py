@@ -1,4 +1,4 @@
-"""A small bundle, built once for all tests of this folder."""
+"""A bundle with the role quadratic, built once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.vocabulary import Mode
 from support.bundles import build_bundle
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_dir(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundle of the tiny checkpoint with all modes. Shared: do not write to it, copy it."""
-    return build_bundle(tiny_checkpoint_dir, tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_bundle_dir: Path) -> Bundle:
-    return Bundle.open(tiny_bundle_dir)
+def quadratic_bundle(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Bundle with the role quadratic and with logits. Shared: do not write to it, copy it."""
+    modes = (Mode.AR, Mode.SELF_SPECULATION, Mode.QUADRATIC)
+    folder = tmp_path_factory.mktemp("bundle") / "quadratic"
+    return Bundle.open(build_bundle(tiny_checkpoint_dir, folder, modes=modes, quadratic_block_length=4, sampling=True))

@@ -28,7 +28,7 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def event(role: Role, emitted: list[int], **step: object) -> StreamEvent:
-    return StreamEvent(role, "", tuple(emitted), RowStep(0, emitted, **step))  # type: ignore[arg-type]
+    return StreamEvent(role, "", tuple(emitted), RowStep(emitted, **step))  # type: ignore[arg-type]
 
 
 def styled(text: Text) -> list[tuple[str, str]]:

@@ -17,14 +17,16 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.runtime.decisions import CommitRule
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Mode, Role
 from support.checkpoints import random_decoder, tiny_config
-from support.decoding import Decoded, Request, decode
+from support.decoding import Decoded, Request, decode, decode_with
 from support.scripted_session import MASK, unit
 
-LIMITS = Limits(max_batch_size=3, max_seq_len=40, block_length=32, prefill_chunk=8)
+LIMITS = Limits(max_batch_size=3, max_seq_len=40, block_length=32, prefill_chunk=8, quadratic_block_length=5)
 # Models differ by seed; a small vocabulary makes drafts right by chance and EOS and </think> common.
 CONFIG = tiny_config(hidden_size=16, intermediate_size=16, head_dim=8, vocab_size=101)
 MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
@@ -66,10 +68,23 @@ class TamperedDrafts:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run(self, role: Role, input_ids: np.ndarray, cache: KVCache[Any], last_index: np.ndarray | None = None) -> StepOutput:
-        output = self._session.run(role, input_ids, cache, last_index)
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
+        self._whole = self._session.create_cache(batch_size, spare_rows)
+        return self._whole
+
+    def run(
+        self,
+        role: Role,
+        input_ids: np.ndarray,
+        cache: KVCache[Any],
+        last_index: np.ndarray | None = None,
+        layout: StepLayout | None = None,
+    ) -> StepOutput:
+        output = self._session.run(role, input_ids, cache, last_index, layout)
         if role is Role.DRAFT:
-            for row, text in enumerate(self._texts):
+            # The run may be one of a range of the rows.
+            begin = (cache.length.ctypes.data - self._whole.length.ctypes.data) // cache.length.itemsize
+            for row, text in enumerate(self._texts[begin : begin + cache.batch_size]):
                 for offset in range(1, input_ids.shape[1]):
                     place = int(cache.length[row]) + offset
                     token = text[place] if place < len(text) else 0
@@ -100,6 +115,22 @@ def test_self_speculation_equals_ar(seed: int, batch: list[Request], shape: tupl
     assert [s.finish_reason for s in speculative.sequences] == [s.finish_reason for s in plain.sequences]
     check_cache(session, batch, plain, is_committed=True)
     check_cache(session, batch, speculative, is_committed=True)
+
+
+@BOUNDED
+@given(
+    seed=model_seeds,
+    batch=batches,
+    shape=st.tuples(st.integers(2, 5), st.none() | st.integers(1, 2)) | st.tuples(st.integers(6, 10), st.integers(1, 2)),
+)
+def test_quadratic_equals_ar(seed: int, batch: list[Request], shape: tuple[int, int | None]) -> None:
+    session, (block_length, draft_groups) = eager(seed), shape
+    plain = decode(session, Mode.AR, batch)
+    options = GenerationOptions(mode=Mode.QUADRATIC, block_length=block_length, draft_groups=draft_groups)
+    quadratic = decode_with(session, options, batch)
+    assert quadratic.tokens == plain.tokens
+    assert [s.finish_reason for s in quadratic.sequences] == [s.finish_reason for s in plain.sequences]
+    check_cache(session, batch, quadratic, is_committed=True)
 
 
 @BOUNDED
@@ -166,7 +197,8 @@ def test_mask_id_with_the_largest_logit_is_never_chosen(mode: Mode) -> None:
     assert all(MASK not in tokens for tokens in result.tokens)
 
 
-def test_adapter_changes_drafts_and_not_answers() -> None:
+@pytest.mark.parametrize("mode", [Mode.SELF_SPECULATION, Mode.QUADRATIC])
+def test_adapter_changes_drafts_and_not_answers(mode: Mode) -> None:
     with_adapter = decoder_of(1)
     without = random_decoder(CONFIG, LIMITS.cache_capacity, 1, adapter_rank=0).double()
     # The weights are drawn in the order of names, which the adapter changes.
@@ -174,8 +206,8 @@ def test_adapter_changes_drafts_and_not_answers() -> None:
     batch = [Request((1, 5, 9), 24, ignore_eos=True)]
     drafts, answers = [], []
     for decoder in (with_adapter, without):
-        result = decode(EagerSession(decoder, LIMITS), Mode.SELF_SPECULATION, batch)
-        drafts.append([list(step.rows[0].drafted) for step in result.steps if step.role is Role.DRAFT])
+        result = decode(EagerSession(decoder, LIMITS), mode, batch, 5)
+        drafts.append([list(step.rows[0].drafted) for step in result.steps if step.role in (Role.DRAFT, Role.QUADRATIC)])
         answers.append(result.tokens)
     assert answers[0] == answers[1]
     assert drafts[0] != drafts[1]

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemodiff_trt.contract import Limits
-from nemodiff_trt.runtime.decisions import CommitRule, accept_draft, commit_masks, next_block
-from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.decisions import CommitRule, accept_draft, most_confident
 from nemodiff_trt.vocabulary import Mode
 from support.decoding import Request, decode, expected_ar, expected_diffusion
 from support.scripted_session import MASK, ScriptedSession, guess_from, random_text
@@ -55,7 +54,7 @@ def test_self_speculation_equals_ar_for_any_drafts(
     result = decode(session, Mode.SELF_SPECULATION, batch, block_length, CommitRule(threshold))
     assert result.tokens == [expected_ar(session.next_token, request, MAX_SEQ_LEN) for request in batch]
     for row, sequence in enumerate(result.sequences):
-        cached = result.cache.keys[0][row, : result.cache.length[row]].tolist()
+        cached = result.cache.keys[0][row, 0, : result.cache.length[row]].tolist()
         assert cached == [*batch[row].prompt, *sequence.tokens[:-1]]
 
 
@@ -74,7 +73,7 @@ def test_diffusion_equals_recomputation_row_by_row(
         length = int(result.cache.length[row])
         assert MASK not in sequence.tokens
         assert len(batch[row].prompt) <= length < len(answer)
-        assert result.cache.keys[0][row, :length].tolist() == answer[:length]
+        assert result.cache.keys[0][row, 0, :length].tolist() == answer[:length]
 
 
 @QUICK
@@ -91,54 +90,28 @@ def test_single_row_accounting(seed: int, batch: list[Request], accuracy: float,
             assert sequence.accepted_drafts + sequence.cycles >= len(sequence.tokens) - 1 >= sequence.accepted_drafts
 
 
-def decision_arrays(batch: int, step: int, seed: int) -> tuple[np.ndarray, StepOutput]:
-    generator = np.random.default_rng(seed)
-    block = np.where(generator.random((batch, step)) < 0.5, MASK, generator.integers(0, 4, (batch, step)))
-    block[:, 0] = 1
-    # Few values, so that ties and thresholds met exactly are common.
-    confidence = generator.choice(np.array([0.25, 0.5, 0.75, 1.0], np.float32), (batch, step))
-    return block, StepOutput(generator.integers(0, 4, (batch, step)), confidence)
-
-
 @QUICK
 @given(
-    batch=st.integers(1, 4),
     # Long enough for a sort that is not stable to show.
-    step=st.integers(2, 40),
+    step=st.integers(0, 40),
     seed=seeds,
     threshold=st.none() | st.sampled_from([0.0, 0.5, 0.6, 1.0]),
     quota=st.integers(1, 12),
 )
-def test_commit_masks_equals_a_loop(batch: int, step: int, seed: int, threshold: float | None, quota: int) -> None:
-    block, output = decision_arrays(batch, step, seed)
-    is_open = np.random.default_rng(seed + 1).random(batch) < 0.7
-    expected, fixed = block.copy(), np.zeros(block.shape, bool)
-    for row in range(batch):
-        masked = [offset for offset in range(step) if is_open[row] and block[row, offset] == MASK]
-        ranked = sorted(masked, key=lambda offset: (-output.confidence[row, offset], offset))
-        sure = [offset for offset in masked if threshold is not None and output.confidence[row, offset] >= threshold]
-        for offset in {*ranked[:quota], *sure}:
-            expected[row, offset] = output.token[row, offset]
-            fixed[row, offset] = True
-    commit = commit_masks(block, output, is_open, MASK, threshold, quota)
-    np.testing.assert_array_equal(block, expected)
-    np.testing.assert_array_equal(commit, fixed)
+def test_most_confident_equals_a_loop(step: int, seed: int, threshold: float | None, quota: int) -> None:
+    # Few values, so that ties and thresholds met exactly are common.
+    confidence = np.random.default_rng(seed).choice(np.array([0.25, 0.5, 0.75, 1.0], np.float32), step)
+    ranked = sorted(range(step), key=lambda index: (-confidence[index], index))
+    sure = [index for index in range(step) if threshold is not None and confidence[index] >= threshold]
+    assert most_confident(confidence, threshold, quota).tolist() == sorted({*ranked[:quota], *sure})
 
 
 @QUICK
-@given(batch=st.integers(1, 4), step=st.integers(2, 9), seed=seeds)
-def test_accept_draft_equals_a_loop(batch: int, step: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    block, verified = generator.integers(0, 2, (2, batch, step))
-    for row, accepted in enumerate(accept_draft(block, verified)):
-        matches = [verified[row, index] == block[row, index + 1] for index in range(step - 1)]
-        assert accepted == (matches.index(False) if False in matches else step - 1)
-
-
-def test_next_block() -> None:
-    block = np.arange(6).reshape(2, 3)
-    next_block(block, [7, 8], MASK)
-    assert block.tolist() == [[7, MASK, MASK], [8, MASK, MASK]]
+@given(step=st.integers(2, 9), seed=seeds)
+def test_accept_draft_equals_a_loop(step: int, seed: int) -> None:
+    drafts, verified = np.random.default_rng(seed).integers(0, 2, (2, step))
+    matches = [bool(draft == token) for draft, token in zip(drafts[1:], verified, strict=False)]
+    assert accept_draft(drafts[1:], verified) == (matches.index(False) if False in matches else step - 1)
 
 
 @pytest.mark.parametrize(("steps", "num_masks"), [(1, 7), (3, 7), (7, 7), (9, 7), (4, 31)])

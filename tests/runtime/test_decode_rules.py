@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.decisions import CommitRule
+from nemodiff_trt.runtime.engine import TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep
-from nemodiff_trt.runtime.prefill import prefill
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
-from nemodiff_trt.runtime.stats import GenerationStats
+from nemodiff_trt.runtime.stats import GenerationStats, RequestTimes
 from nemodiff_trt.vocabulary import Mode, Role
-from support.decoding import Request, decode, expected_ar, steps_of
+from support.decoding import NO_REUSE, Request, decode, expected_ar, options_of, steps_of
 from support.scripted_session import END_THINK, EOS, MASK, Guess, NextToken, Prefix, ScriptedSession, counting, guess_from
 
 MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
@@ -123,19 +121,19 @@ class TestEveryMode:
         alone = decode(session, mode, [requests[1]], 8, CommitRule(0.9)).tokens[0]
         for stop_after in range(8):
             sequences = [request.start(session) for request in requests]
-            cache = session.create_cache(2)
-            for index, _ in enumerate(steps_of(session, cache, sequences, mode, 8, CommitRule(0.9))):
+            for index, _ in enumerate(
+                steps_of(TokenEngine(session, NO_REUSE), sequences, options_of(mode, 8, CommitRule(0.9)))
+            ):
                 if index == stop_after:
                     sequences[0].finish(FinishReason.STOP, num_tokens=1)
             assert sequences[0].tokens == [203]
-            assert cache.length[0] <= len(PROMPT)
             assert sequences[1].tokens == alone
 
     def test_finishing_all_rows_ends_the_loop(self, mode: Mode) -> None:
         session = ScriptedSession(counting())
         for stop_after in range(4):
             sequences = [Request(PROMPT, 60).start(session), Request(PROMPT, 60).start(session)]
-            steps = steps_of(session, session.create_cache(2), sequences, mode, 4, CommitRule(0.9))
+            steps = steps_of(TokenEngine(session, NO_REUSE), sequences, options_of(mode, 4, CommitRule(0.9)))
             for _ in range(stop_after + 1):
                 next(steps)
             for sequence in sequences:
@@ -147,33 +145,22 @@ class TestPrefill:
     def test_chunks_of_ragged_prompts(self) -> None:
         session = ScriptedSession(lambda prefix: 14 + sum(prefix) % 300)
         lengths = (1, 5, 16, 17, 32, 33, 62)
-        sequences = [Request(tuple(range(100 + n, 100 + 2 * n)), 1).start(session) for n in lengths]
-        cache = session.create_cache(len(lengths))
-        steps = list(prefill(session, cache, sequences))
-        assert session.runs == [(Role.PREFILL, 16)] * 3 + [(Role.PREFILL, 14)]
-        assert [sequence.tokens for sequence in sequences] == [[14 + sum(range(100 + n, 100 + 2 * n)) % 300] for n in lengths]
-        assert cache.length.tolist() == list(lengths)
-        assert [sequence.prefill_passes for sequence in sequences] == [1, 1, 1, 2, 2, 3, 4]
-        assert [[report.row for report in step.rows] for step in steps] == [list(range(7)), [3, 4, 5, 6], [5, 6], [6]]
+        result = decode(session, Mode.AR, [Request(tuple(range(100 + n, 100 + 2 * n)), 1) for n in lengths])
+        assert result.tokens == [[14 + sum(range(100 + n, 100 + 2 * n)) % 300] for n in lengths]
+        assert result.cache.length.tolist() == list(lengths)
+        assert [sequence.prefill_passes for sequence in result.sequences] == [1, 1, 1, 2, 2, 3, 4]
+        assert {step for _, step in session.runs} <= set(range(1, 17))
+
+    def test_little_is_padded(self) -> None:
+        session = ScriptedSession(counting())
+        decode(session, Mode.AR, [Request((1,) * length, 1) for length in (16, 15, 1, 1, 1, 1)])
+        assert session.runs == [(Role.PREFILL, 16), (Role.PREFILL, 1)]
 
     def test_prompts_of_full_length_beside_short_ones_stay_within_the_cache(self) -> None:
         limits = Limits(max_batch_size=3, max_seq_len=24, block_length=2, prefill_chunk=24)
         session = ScriptedSession(counting(), limits=limits)
         result = decode(session, Mode.AR, [Request((1,) * 23), Request((1,)), Request((1,) * 22)])
         assert [len(tokens) for tokens in result.tokens] == [1, 20, 2]
-
-    def test_cache_of_another_batch_size_is_refused(self) -> None:
-        session = ScriptedSession(counting())
-        with pytest.raises(InvalidInputError, match="rows of the cache"):
-            next(prefill(session, session.create_cache(2), [Request(PROMPT).start(session)]))
-
-    def test_used_cache_starts_anew(self) -> None:
-        session = ScriptedSession(counting())
-        cache = session.create_cache(1)
-        for prompt in ((1,) * 40, PROMPT):
-            sequence = Request(prompt, 5).start(session)
-            list(steps_of(session, cache, [sequence], Mode.AR, 8, CommitRule(None)))
-            assert sequence.tokens == [200 + len(prompt) + index for index in range(5)]
 
 
 class TestSelfSpeculation:
@@ -222,7 +209,7 @@ class TestSelfSpeculation:
         assert [list(report.drafted) for report in drafts] == [[]] * 5 + [[21, 22, 23, 24, 25, 26, 27]]
         assert (result.sequences[0].draft_passes, result.sequences[0].forward_passes) == (6, 7)
 
-    def test_drafting_in_passes_waits_for_the_slowest_row(self) -> None:
+    def test_drafting_in_passes_does_not_hold_up_other_rows(self) -> None:
         def guess(prefix: Prefix, block: Prefix) -> list[tuple[int, float]]:
             return [(200 + len(prefix) + n, 0.9 if prefix[1] == 7 else 0.1) for n in range(len(block))]
 
@@ -230,8 +217,7 @@ class TestSelfSpeculation:
         result = decode(session, Mode.SELF_SPECULATION, [Request((1, 7), 9), Request((1, 8), 9)], 8, CommitRule(0.5))
         quick, slow = result.sequences
         assert (quick.draft_passes, slow.draft_passes) == (1, 7)
-        assert (quick.forward_passes, slow.forward_passes) == (8, 8)
-        assert Counter(report.row for step in result.steps if step.role is Role.DRAFT for report in step.rows) == {0: 1, 1: 7}
+        assert (quick.forward_passes, slow.forward_passes) == (2, 8)
 
     def test_mask_like_drafts_are_just_wrong(self) -> None:
         session = ScriptedSession(counting(), always((MASK, 1.0)))
@@ -301,7 +287,7 @@ class TestDiffusion:
         assert (ended.forward_passes, ended.draft_passes) == (2, 2)
         assert other.forward_passes == 4 * 8 - 3
 
-    def test_waiting_row_counts_the_runs_of_others_as_forward_passes_only(self) -> None:
+    def test_rows_count_their_own_runs_only(self) -> None:
         def guess(prefix: Prefix, block: Prefix) -> list[tuple[int, float]]:
             return [(200 + len(prefix) + n, 0.9 if prefix[1] == 7 else 0.1) for n in range(len(block))]
 
@@ -309,21 +295,21 @@ class TestDiffusion:
         result = decode(session, Mode.DIFFUSION, [Request((1, 7), 17), Request((1, 8), 17)], 8, CommitRule(0.5))
         quick, slow = result.sequences
         assert (quick.draft_passes, slow.draft_passes) == (2, 14)
-        assert (quick.forward_passes, slow.forward_passes) == (16, 16)
+        assert (quick.forward_passes, slow.forward_passes) == (4, 16)
 
     def test_budget_cuts_the_block_and_takes_the_seed_behind_the_cut(self) -> None:
         session = ScriptedSession(counting(), always((20, 0.5)))
         result = decode(session, Mode.DIFFUSION, [Request(PROMPT, 12, budget=4)], 8, CommitRule(0.0))
         # Seed 203, three guesses, the cut; then the causal successor of </think>, and guesses again.
         assert result.tokens == [[203, 20, 20, 20, END_THINK, 200 + 8, 20, 20, 20, 20, 20, 20]]
-        assert result.cache.keys[0][0, : 3 + 5].tolist() == [*PROMPT, 203, 20, 20, 20, END_THINK]
+        assert result.cache.keys[0][0, 0, : 3 + 5].tolist() == [*PROMPT, 203, 20, 20, 20, END_THINK]
 
 
 class TestAccounting:
     def stats(self, mode: Mode, limit: int, rule: CommitRule, accuracy: float = 1.0) -> GenerationStats:
         session = ScriptedSession(counting(), guess_from(counting(), 2, accuracy))
         sequence = decode(session, mode, [Request(PROMPT, limit)], 8, rule).sequences[0]
-        stats = GenerationStats.of(sequence, mode, prefill_s=0.5, decode_s=2.0, engine_s=1.0)
+        stats = GenerationStats.of(sequence, mode, RequestTimes(queue_s=0.25, prefill_s=0.5, decode_s=2.0, engine_s=1.0))
         assert stats.forward_passes == len(session.runs) - 1
         return stats
 
@@ -355,4 +341,5 @@ class TestAccounting:
 
     def test_times(self) -> None:
         stats = self.stats(Mode.AR, 9, CommitRule(None))
-        assert (stats.prefill_ms, stats.decode_ms, stats.engine_ms, stats.tokens_per_second) == (500.0, 2000.0, 1000.0, 4.0)
+        assert (stats.queue_ms, stats.prefill_ms, stats.decode_ms, stats.engine_ms) == (250.0, 500.0, 2000.0, 1000.0)
+        assert stats.tokens_per_second == 4.0

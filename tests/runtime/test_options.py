@@ -17,7 +17,6 @@ LIMITS = Limits(max_batch_size=2, max_seq_len=64, block_length=16, prefill_chunk
     ("field", "value"),
     [
         ("mode", "fast"),
-        ("mode", "quadratic"),
         ("mode", None),
         ("max_new_tokens", 0),
         ("max_new_tokens", 1.5),

@@ -8,7 +8,7 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import Session
-from nemodiff_trt.runtime.session_eager import ALL_ROLES, EagerSession
+from nemodiff_trt.runtime.session_eager import EagerSession
 from nemodiff_trt.vocabulary import Role
 from support.checkpoints import random_decoder, tiny_config
 
@@ -97,8 +97,8 @@ def test_refusals(session: EagerSession) -> None:
     decoder = random_decoder(tiny_config(), LIMITS.cache_capacity)
     with pytest.raises(InvalidInputError, match="cache_capacity"):
         EagerSession(decoder, Limits(max_batch_size=1, max_seq_len=25, block_length=4, prefill_chunk=8))
-    with pytest.raises(InvalidInputError, match="roles: got 'quadratic'"):
-        EagerSession(decoder, LIMITS, ALL_ROLES | {Role.QUADRATIC})
+    with pytest.raises(InvalidInputError, match="layout: got None"):
+        session.run(Role.QUADRATIC, IDS, session.create_cache(2))
     for size in (0, 4):
         with pytest.raises(InvalidInputError, match=f"batch_size: got {size}, allowed: 1 to 3"):
             session.create_cache(size)

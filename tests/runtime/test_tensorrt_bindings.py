@@ -59,6 +59,7 @@ def make_manifest(limits: Limits, **changes: Any) -> Manifest:
         "keep_logits": False,
         "adapter": None,
         "roles": roles,
+        "operators": {},
         "weights": {name: WeightLayout((name,), False, "float32" if name == "table" else "bfloat16") for name in SHAPES},
         "weight_shapes": SHAPES,
         "build_key": "",
@@ -153,10 +154,11 @@ class TestPlan:
 
     @QUICK
     @given(any_step())
-    def test_results_lie_together_at_the_start(self, given_step: tuple[Manifest, StepKey]) -> None:
+    def test_results_lie_together(self, given_step: tuple[Manifest, StepKey]) -> None:
         plan = plan_step(*given_step)
-        inside = {b.name for b in plan.within(Buffer.STEP_OUTPUT) if b.offset < plan.result_bytes}
-        assert inside == {contract.TOKEN, contract.CONFIDENCE}
+        logits = (contract.LOGITS,) if given_step[0].keep_logits else ()
+        assert plan.result_names == (contract.TOKEN, contract.CONFIDENCE, *logits)
+        assert all(plan.binding(name).end <= plan.result_bytes for name in plan.result_names)
 
     @QUICK
     @given(any_step(), any_step())

@@ -125,13 +125,25 @@ class TestBatches:
                 essence(lm.generate([p], mode=mode, max_new_tokens=12)[0]) for p in prompts
             ]
 
-    def test_results_come_batch_by_batch(self, tokenizer: Tokenizer) -> None:
+    def test_results_come_as_they_are_finished(self, tokenizer: Tokenizer) -> None:
         session = ScriptedSession(counting(), limits=LIMITS)
         arriving = TriModeLM(session, tokenizer).complete(["a", "bbb", "cc", "dddd"], mode="ar", max_new_tokens=2)
         assert session.runs == []
         assert [next(arriving)[0] for _ in range(3)] == [0, 2, 1]
         assert len(session.runs) == 2
         assert next(arriving)[0] == 3
+
+    def test_several_sampled_answers_to_each_prompt(self, tokenizer: Tokenizer) -> None:
+        lm, prompts = eager_lm(tokenizer), ["one", "second"]
+        options = GenerationOptions(mode=Mode.AR, max_new_tokens=12).changed(temperature=2.0, seed=5)
+        together = lm.generate(prompts, options, n=3)
+        assert [result.prompt for result in together] == ["one"] * 3 + ["second"] * 3
+        assert len({result.token_ids for result in together}) == 6
+        # Each is drawn from a seed of its own, the first from the one that was given.
+        assert [essence(r) for r in lm.generate(prompts, options)] == [essence(together[0]), essence(together[3])]
+        assert [essence(r) for r in lm.generate(prompts, options, n=3)] == [essence(r) for r in together]
+        with pytest.raises(InvalidInputError, match="n: got 0"):
+            lm.generate(prompts, options, n=0)
 
     def test_no_prompts(self, tokenizer: Tokenizer) -> None:
         assert speaker(tokenizer).generate([]) == []
@@ -206,16 +218,20 @@ class TestStream:
         for events, plain, wanted in zip(interleaved, (first, second), expected, strict=True):
             assert essence(streamed(events)) == essence(streamed(plain)) == wanted
 
-    def test_caches_are_used_again(self, tokenizer: Tokenizer) -> None:
+    def test_one_cache_serves_all(self, tokenizer: Tokenizer) -> None:
         lm = speaker(tokenizer)
-        made: list[int] = []
-        create = lm.session.create_cache
-        lm.session.create_cache = lambda size: made.append(size) or create(size)  # type: ignore[method-assign,func-returns-value]
+        lm.session.create_cache = lambda *_: pytest.fail("a cache for one request")  # type: ignore[method-assign]
         for _ in range(3):
             lm.generate(["a:", "b:"])
         list(lm.stream("a:"))
-        list(lm.stream("a:"))
-        assert made == [2, 1]
+
+    def test_abandoned_results_free_their_slots(self, tokenizer: Tokenizer) -> None:
+        lm = eager_lm(tokenizer)
+        arriving = lm.complete(["a"] * 7, mode="ar", max_new_tokens=9)
+        next(arriving)
+        arriving.close()  # type: ignore[attr-defined]
+        lm.engine.step()
+        assert not lm.engine.has_work
 
 
 class TestErrors:
@@ -223,7 +239,7 @@ class TestErrors:
         ("prompts", "changes", "field"),
         [
             ("a", {"mode": "quick"}, "mode"),
-            ("a", {"temperature": 0.5}, "temperature"),
+            ("a", {"heat": 0.5}, "heat"),
             ("a", {"block_length": 17}, "block_length"),
             (["a", "b" * 160], {}, "prompts[1]"),
             ([["a"]], {}, "prompts[0]"),
@@ -262,6 +278,6 @@ def test_public_names_are_found_and_load_nothing_before() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     has_torch, *names = result.stdout.split()
     assert has_torch == "False"
-    for name in ("TriModeLM", "GenerationOptions", "GenerationResult", "StreamEvent"):
+    for name in ("TriModeLM", "TriModeEngine", "AsyncTriModeEngine", "GenerationOptions", "GenerationResult", "StreamEvent"):
         assert name in names
         assert getattr(nemodiff_trt, name).__name__ == name

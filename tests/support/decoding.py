@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from nemodiff_trt.runtime.decisions import CommitRule
-from nemodiff_trt.runtime.decode_autoregressive import decode_autoregressive
-from nemodiff_trt.runtime.decode_diffusion import decode_diffusion
-from nemodiff_trt.runtime.decode_speculative import decode_speculative
+from nemodiff_trt.runtime.engine import EngineOptions, TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep
 from nemodiff_trt.runtime.kv_cache import KVCache
-from nemodiff_trt.runtime.prefill import prefill
+from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.sequence import Sequence, ThinkingBudget
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Mode
@@ -51,28 +50,43 @@ class Decoded:
         return [sequence.tokens for sequence in self.sequences]
 
 
-def steps_of(
-    session: Session, cache: KVCache[Any], sequences: list[Sequence], mode: Mode, block_length: int, rule: CommitRule
-) -> Iterator[DecodeStep]:
-    yield from prefill(session, cache, sequences)
+# Every row computes its own prompt.
+NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
+
+
+def options_of(mode: Mode, block_length: int, rule: CommitRule) -> GenerationOptions:
     if mode is Mode.AR:
-        yield from decode_autoregressive(session, cache, sequences)
-    elif mode is Mode.DIFFUSION:
-        yield from decode_diffusion(session, cache, sequences, block_length, rule)
-    else:
-        yield from decode_speculative(session, cache, sequences, block_length, rule.threshold or 0.0)
+        return GenerationOptions(mode=mode)
+    if mode is Mode.QUADRATIC:
+        return GenerationOptions(mode=mode, block_length=block_length)
+    steps = rule.steps if mode is Mode.DIFFUSION and rule.threshold is None else None
+    return GenerationOptions(mode=mode, block_length=block_length, threshold=rule.threshold, steps=steps)
+
+
+def steps_of(engine: TokenEngine, sequences: list[Sequence], options: GenerationOptions) -> Iterator[DecodeStep]:
+    """Decode one batch. Finished rows stay where they are until the last one is."""
+    for number, sequence in enumerate(sequences):
+        assert engine.submit(sequence, options) == number
+    engine.admit()
+    while any(sequence.finish_reason is None for sequence in sequences):
+        yield from engine.run()
 
 
 def decode(session: Session, mode: Mode, requests: list[Request], block_length: int = 8, rule: CommitRule = AT_ONCE) -> Decoded:
+    """`decode_with` the options that matter for the mode."""
+    return decode_with(session, options_of(mode, block_length, rule), requests)
+
+
+def decode_with(session: Session, options: GenerationOptions, requests: list[Request]) -> Decoded:
     """Run a batch to its end and check what must hold for any: reports agree with answers, every row is finished."""
+    options.check_for(session.limits, session.roles)
     sequences = [request.start(session) for request in requests]
-    cache = session.create_cache(len(requests))
-    steps = list(steps_of(session, cache, sequences, mode, block_length, rule))
+    engine = TokenEngine(session, dataclasses.replace(NO_REUSE, max_active=len(requests)))
+    steps = list(steps_of(engine, sequences, options))
     for row, sequence in enumerate(sequences):
-        reported = [token for step in steps for report in step.rows if report.row == row for token in report.emitted]
-        assert reported == sequence.tokens
+        assert [token for step in steps if row in step.rows for token in step.rows[row].emitted] == sequence.tokens
         assert sequence.finish_reason is not None
-    return Decoded(sequences, cache, steps)
+    return Decoded(sequences, engine.cache, steps)
 
 
 class _Writer:

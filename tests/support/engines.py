@@ -22,9 +22,9 @@ from nemodiff_trt.contract import ENGINE_FLOAT
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.passes.base import PassOptions, run_pipeline
 from nemodiff_trt.passes.pipelines import PIPELINES
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target, roles_for
+from nemodiff_trt.vocabulary import BUILT_MODES, Precision, Role, Target, roles_for
 
-ALL_ROLES = roles_for((Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION))
+ALL_ROLES = roles_for(BUILT_MODES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,13 @@ from nemodiff_trt import contract
 from nemodiff_trt.bundle import Manifest, StepProfile
 from nemodiff_trt.bundle.weights import split_sources
 from nemodiff_trt.contract import TensorSpec, step_contract
-from nemodiff_trt.model import TriModeDecoder, assemble_decoder
+from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
 from nemodiff_trt.vocabulary import Role, Target
 from support.host_device import ALIGNMENT, HostDevice
 
 VERSION = "1.7.1.116"
 ACTIVATION_BYTES = 4096
-_ENGINE_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_ENGINE_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "bool": "BOOL"}
 Strategy = Enum("Strategy", "STATIC USER_MANAGED")
 Mode = Enum("Mode", "INPUT OUTPUT")
 GraphStrategy = Enum("GraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
@@ -106,7 +106,8 @@ class FakeEngine:
 
     def __init__(self, api: FakeTensorRT, plan: Plan) -> None:
         manifest = api.manifest
-        facts, tensors = manifest.roles[plan.role], step_contract(plan.role, manifest.model, manifest.precision)
+        facts = manifest.roles[plan.role]
+        tensors = step_contract(plan.role, manifest.model, manifest.precision, manifest.keep_logits)
         self.api, self.plan = api, plan
         self.weights = {n: TensorSpec(n, manifest.weights[n].dtype, manifest.weight_shapes[n]) for n in facts.weights}
         self.inputs = {spec.name: spec for spec in tensors.inputs} | self.weights
@@ -270,6 +271,7 @@ class FakeContext:
             [at[contract.past_value(layer)] for layer in layers],
             causal=role.is_causal,
             use_adapter=role.uses_adapter,
+            layout=LayoutTensors(*(at[name].clone() for name in contract.LAYOUT)) if role.takes_layout else None,
         )
         if role is Role.PREFILL:
             logits = logits[torch.arange(batch), at[contract.LAST_INDEX]][:, None]
@@ -280,13 +282,15 @@ class FakeContext:
         token, confidence = torch.ops.nemodiff.decision_head(logits, model.mask_token_id)
         at[contract.TOKEN].copy_(token)
         at[contract.CONFIDENCE].copy_(confidence)
+        if contract.LOGITS in at:
+            at[contract.LOGITS].copy_(logits)
         for layer in layers:
             at[contract.present_key(layer)].copy_(keys[layer])
             at[contract.present_value(layer)].copy_(values[layer])
 
     def _promised(self) -> tuple[TensorSpec, ...]:
         manifest = self.api.manifest
-        return step_contract(self.engine.plan.role, manifest.model, manifest.precision).outputs
+        return step_contract(self.engine.plan.role, manifest.model, manifest.precision, manifest.keep_logits).outputs
 
 
 def tensor_at(address: int, dtype: str, shape: tuple[int, ...]) -> Tensor:

@@ -20,6 +20,8 @@ _PROFILES: dict[str, tuple[tuple[Role, ...], tuple[StepProfile, ...]]] = {
     "causal": ((Role.DECODE, Role.VERIFY), _CAUSAL),
     "denoise": ((Role.DENOISE,), (StepProfile(1, 1, 1, 8), StepProfile(2, 4, 1, 8))),
     "draft": ((Role.DRAFT,), (StepProfile(1, 4, 1, 8),)),
+    # Of blocks of 4, if the bundle has the role.
+    "quadratic": ((Role.QUADRATIC,), (StepProfile(1, 4, 1, 20),)),
 }
 
 
@@ -33,6 +35,8 @@ def make_gpu_bundle(cpu_bundle: Path, output: Path, **changes: Any) -> Path:
     query = ("B", model.num_attention_heads, "S", model.head_dim)
     scratch = tuple(TensorSpec(scaled_query(layer), "float32", query) for layer in range(model.num_hidden_layers))
     for name, (served, profiles) in _PROFILES.items():
+        if not manifest.roles.keys() & set(served):
+            continue
         file = f"engines/{name}.plan"
         Plan(served[-1], profiles).write(folder / file)
         for role in served:

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from nemodiff_trt.bundle import AdapterFacts, Combine, WeightLayout
 from nemodiff_trt.passes.base import PassOptions
-from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
-from nemodiff_trt.plugins.attention import attend_visible
+from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph, is_call
+from nemodiff_trt.plugins.attention import attend_visible, visible_slots
 from nemodiff_trt.vocabulary import Role
 from support.checkpoints import tiny_config
 
@@ -87,7 +87,8 @@ def operators(graph: StepGraph) -> list[str]:
 def directions(graph: StepGraph) -> list[object]:
     """The `causal` argument of every attention, or of its mask where the operator was decomposed."""
     whole = [node.args[5] for node in graph.calls(torch.ops.nemodiff.attention.default)]
-    return whole + [node.args[3].args[3] for node in graph.calls(attend_visible)]  # type: ignore[union-attr]
+    masks = [node.args[3] for node in graph.calls(attend_visible)]
+    return whole + [mask.args[3] for mask in masks if is_call(mask, visible_slots)]  # type: ignore[union-attr]
 
 
 def listing(graph: StepGraph) -> tuple[str, tuple[str, ...], dict[str, WeightLayout]]:

@@ -1,0 +1,207 @@
+"""Mode auto against every fixed setting of nemodiff-tiny on this machine's CPU, and the latency model against measured steps.
+
+Workloads: easy (copying, counting), hard (sampled at a high temperature, where drafts are seldom right), mixed, and one that
+changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first; cases take turns. With
+`--measurements FILE` (CSV: block, concurrency, query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to
+one half of somebody else's measurements and compared with the other. Prints tables; the last line is one JSON object, and the
+exit code is 1 when a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bundles import build
+from measure import Target, hardware, interleaved, median_ratio, versions
+from rich.console import Console
+from rich.table import Table
+
+from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
+from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import LatencyModel, Policy, Step, StepTime
+from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps
+from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
+from nemodiff_trt.tokenizer import Tokenizer
+from nemodiff_trt.training.problems import held_out_problems
+from nemodiff_trt.vocabulary import Mode, Role
+
+SEED = 7_000_011
+BLOCK_LENGTHS = (4, 8, 16, 32)
+EASY = ("copy", "count")
+# Published means for the 8B model, tokens a cycle by block length, and the block lengths its users serve with.
+PUBLISHED_TOKENS = {8: 5.78, 16: 8.53, 32: 11.36}
+PUBLISHED_PAIRS = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16, 32: 16, 64: 8, 128: 8}
+
+Request = tuple[list[int], GenerationOptions]
+
+
+def workloads(tokenizer: Tokenizer, count: int, max_new_tokens: int) -> dict[str, list[Request]]:
+    problems = held_out_problems(40 * count, SEED)
+    plain = GenerationOptions(max_new_tokens=max_new_tokens)
+    warm = plain.changed(temperature=1.6, ignore_eos=True)
+
+    def asked(place: int, is_easy: bool) -> Request:
+        wanted = [problem for problem in problems if any(name in problem.category for name in EASY) == is_easy]
+        problem = wanted[place % len(wanted)]
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": problem.prompt}])
+        return tokenizer.encode(chat), plain if is_easy else warm.changed(seed=place)
+
+    easy, hard = ([asked(place, is_easy) for place in range(count)] for is_easy in (True, False))
+    mixed = [request for pair in zip(easy, hard, strict=True) for request in pair][:count]
+    return {"easy": easy, "hard": hard, "mixed": mixed, "changing": easy[: count // 2] + hard[: count // 2]}
+
+
+def settings() -> dict[str, dict[str, Any]]:
+    fixed = {f"B={length}": {"mode": Mode.SELF_SPECULATION, "block_length": length} for length in BLOCK_LENGTHS}
+    return {"ar": {"mode": Mode.AR}, **fixed, "auto": {"mode": Mode.AUTO}}
+
+
+class Case:
+    """One workload with one setting at one concurrency."""
+
+    def __init__(
+        self,
+        session: OnnxRuntimeSession,
+        tokenizer: Tokenizer,
+        requests: list[Request],
+        concurrency: int,
+        latency: LatencyModel,
+    ) -> None:
+        self.requests = requests
+        self.answers: list[tuple[int, ...]] = []
+        self.decisions: dict[str, int] = {}
+        options = EngineOptions(max_active=concurrency, prefix_rows=0, min_prefix=10**6)
+        self._engine = lambda: TriModeEngine(session, tokenizer, options, policy=Policy.for_session(session, latency))
+
+    def run(self) -> None:
+        engine = self._engine()
+        numbers = [engine.submit(prompt, options, stream_text=False) for prompt, options in self.requests]
+        found: dict[int, tuple[int, ...]] = {}
+        while engine.has_work:
+            for reported in engine.step():
+                if reported.event.result is not None:
+                    found[reported.request] = reported.event.result.token_ids
+        self.answers = [found[number] for number in numbers]
+        self.decisions = engine.stats()["decisions"]
+
+
+def compare(cases: dict[str, Case], num_repeats: int) -> dict[str, float]:
+    """Speed of every setting over ar, median over rounds.
+
+    Raises:
+        RuntimeError: a setting gives other tokens than ar.
+    """
+    for case in cases.values():
+        case.run()
+    for name, case in cases.items():
+        if case.answers != cases["ar"].answers:
+            raise RuntimeError(f"{name} gives other tokens than ar; its speed would mean nothing")
+    timed: dict[str, Callable[[], object]] = {name: case.run for name, case in cases.items()}
+    seconds = interleaved(timed, num_repeats)
+    return {name: median_ratio(seconds["ar"], times) for name, times in seconds.items()}
+
+
+def read_measurements(path: Path) -> list[list[StepTime]]:
+    """Draft and verify times of every line."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line[:1].isdigit():
+            block, concurrency, _, history, draft, verify = map(float, line.split(","))
+            steps = {role: Step(role, int(concurrency), int(block), history) for role in (Role.DRAFT, Role.VERIFY)}
+            found.append([StepTime(steps[Role.DRAFT], draft), StepTime(steps[Role.VERIFY], verify)])
+    return found
+
+
+def check_form(path: Path, console: Console) -> dict[str, Any]:
+    """Fit one half of the lines, predict the other, both ways; and what the model would serve with."""
+    lines = read_measurements(path)
+    errors = {}
+    for name, first in (("odd lines", 0), ("even lines", 1)):
+        model = LatencyModel.fit("measured elsewhere", [time for line in lines[first::2] for time in line])
+        left_out = [time for line in lines[1 - first :: 2] for time in line]
+        errors[name] = statistics.median(abs(model.ms(time.step) / time.ms - 1) for time in left_out)
+    model = LatencyModel.fit("measured elsewhere", [time for line in lines for time in line])
+    chosen = {}
+    for concurrency in PUBLISHED_PAIRS:
+        speeds = {
+            length: tokens / sum(model.ms(Step(role, concurrency, length, 750.0)) for role in (Role.DRAFT, Role.VERIFY))
+            for length, tokens in PUBLISHED_TOKENS.items()
+        }
+        chosen[concurrency] = max(speeds, key=speeds.__getitem__)
+    table = Table("concurrency", *map(str, PUBLISHED_PAIRS), title="block length", title_justify="left")
+    table.add_row("chosen by the model", *map(str, chosen.values()))
+    table.add_row("served with", *map(str, PUBLISHED_PAIRS.values()))
+    console.print(table)
+    return {"median_error_fitted_to": errors, "chosen": chosen, "published": PUBLISHED_PAIRS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-prompts", type=int, default=32)
+    parser.add_argument("--num-repeats", type=int, default=3)
+    parser.add_argument("--num-threads", type=int, default=2)
+    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
+    parser.add_argument("--measurements", type=Path, help="CSV of step times of another device")
+    arguments = parser.parse_args()
+    console, found = Console(), {}
+    form = check_form(arguments.measurements, console) if arguments.measurements else None
+    with tempfile.TemporaryDirectory() as folder:
+        build("nemodiff-tiny", Path(folder) / "b", max_seq_len=512, block_length=32, max_batch_size=16, sampling=True)
+        bundle = Bundle.open(Path(folder) / "b")
+        session = OnnxRuntimeSession.open(bundle, arguments.num_threads)
+        tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir)
+        times = measure_steps(session)
+        latency, error = LatencyModel.fit("this CPU", times), held_out_error("this CPU", times)
+        speeds: dict[str, dict[int, dict[str, float]]] = {}
+        decisions: dict[str, dict[int, dict[str, int]]] = {}
+        for name, requests in workloads(tokenizer, arguments.num_prompts, arguments.max_new_tokens).items():
+            for level in arguments.levels:
+                cases = {
+                    setting: Case(session, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency)
+                    for setting, changes in settings().items()
+                }
+                speeds.setdefault(name, {})[level] = compare(cases, arguments.num_repeats)
+                decisions.setdefault(name, {})[level] = cases["auto"].decisions
+    for name, by_level in speeds.items():
+        table = Table(f"{name}: speed over ar", *(f"{level} at a time" for level in by_level))
+        for setting in settings():
+            table.add_row(setting, *(f"{over[setting]:.2f}" for over in by_level.values()))
+        console.print(table)
+    everywhere = [over for by_level in speeds.values() for over in by_level.values()]
+    found["held_out_median_error"] = Target(error, at_most=0.15)
+    found["auto_over_best_fixed_worst"] = Target(
+        min(over["auto"] / max(speed for name, speed in over.items() if name != "auto") for over in everywhere), at_least=0.95
+    )
+    found["auto_over_ar_worst"] = Target(min(over["auto"] for over in everywhere), at_least=0.97)
+    if form is not None:
+        found["other_device_median_error"] = Target(max(form["median_error_fitted_to"].values()), at_most=0.1)
+    for name, target in found.items():
+        console.print(f"{name}: {target.value:.3g} ({'met' if target.is_met else 'MISSED'})")
+    result = {
+        "benchmark": "planner",
+        "hardware": hardware(arguments.num_threads),
+        "versions": versions(),
+        "outputs_equal": True,
+        "num_prompts": arguments.num_prompts,
+        "speed_over_ar": speeds,
+        "decisions": decisions,
+        "latency_model": {str(role): dataclasses.asdict(terms) for role, terms in latency.roles.items()},
+        "other_device": form,
+        "targets": {name: target.to_dict() for name, target in found.items()},
+    }
+    print(json.dumps(result))
+    sys.exit(0 if all(target.is_met for target in found.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.commit_masks.reference import commit_masks as commit_masks
+from nemodiff_trt.plugins.commit_masks.reference import commit_masks_reference as commit_masks_reference

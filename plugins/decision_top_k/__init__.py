@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.decision_top_k.reference import decision_top_k as decision_top_k
+from nemodiff_trt.plugins.decision_top_k.reference import decision_top_k_reference as decision_top_k_reference

@@ -1,0 +1,3 @@
+from nemodiff_trt.plugins.masked_attention.reference import masked_attention as masked_attention
+from nemodiff_trt.plugins.masked_attention.reference import masked_attention_reference as masked_attention_reference
+from nemodiff_trt.plugins.masked_attention.reference import visible_step_slots as visible_step_slots

@@ -1,0 +1,45 @@
+"""`nemodiff calibrate`: measure the steps of a bundle on this device, which mode `auto` chooses by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from nemodiff_trt.runtime.cli.options import AsJson, BundleDir, NumThreads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateArguments:
+    """Options of the command, in the order of its help."""
+
+    bundle: BundleDir
+    num_repeats: Annotated[int, typer.Option("--num-repeats", metavar="N", min=1, help="Runs of every step.")] = 5
+    as_json: AsJson = False
+    num_threads: NumThreads = None
+
+
+def calibrate(arguments: CalibrateArguments) -> int:
+    """Measure how long steps take here, and write the result beside the bundle, for mode auto."""
+    from nemodiff_trt.bundle import Bundle
+    from nemodiff_trt.runtime.cli.output import write_json
+    from nemodiff_trt.runtime.open_session import open_session
+    from nemodiff_trt.runtime.planner import LatencyModel
+    from nemodiff_trt.runtime.planner.calibrate import device_name, held_out_error, measure_steps
+    from nemodiff_trt.runtime.planner.latency_model import latency_file
+
+    bundle = Bundle.open(arguments.bundle)
+    session = open_session(bundle, arguments.num_threads)
+    times = measure_steps(session, arguments.num_repeats)
+    device = device_name(bundle.manifest.target)
+    model, error = LatencyModel.fit(device, times), held_out_error(device, times)
+    path = latency_file(bundle.path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(model.to_bytes())
+    partial.replace(path)
+    if arguments.as_json:
+        write_json({"file": str(path), "device": device, "num_steps": len(times), "held_out_median_error": error})
+    else:
+        typer.echo(f"{len(times)} steps on {device}, median error on steps left out {error:.1%}: {path}")
+    return 0

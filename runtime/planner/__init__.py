@@ -1,0 +1,8 @@
+"""Which mode and block length pay now: step times, acceptance, and the choice between them."""
+
+from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel as AcceptanceModel
+from nemodiff_trt.runtime.planner.latency_model import LatencyModel as LatencyModel
+from nemodiff_trt.runtime.planner.latency_model import Step as Step
+from nemodiff_trt.runtime.planner.latency_model import StepTime as StepTime
+from nemodiff_trt.runtime.planner.policy import Choice as Choice
+from nemodiff_trt.runtime.planner.policy import Policy as Policy

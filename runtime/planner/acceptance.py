@@ -1,0 +1,40 @@
+"""How many tokens a cycle of self-speculation will emit at any block length, learned from the cycles there were.
+
+A draft at position i is only looked at if all before it were accepted. So what is learned is the conditional probability that
+position i is accepted, from all cycles that got that far, whatever their block length: shortening a block hardly changes the
+drafts at its beginning (third-party measurement of the 8B model: less than 0.05 token).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Cycles after which an observation counts half as much: texts change from easy to hard within an answer.
+HALF_LIFE = 50.0
+# Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position.
+PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.8
+
+
+class AcceptanceModel:
+    """Conditional acceptance of positions 1 to `longest` - 1 of a block."""
+
+    __slots__ = ("_accepted", "_decay", "_tried")
+
+    def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
+        """Start with the prior, for blocks of up to `longest` tokens."""
+        self._decay = 0.5 ** (1 / half_life)
+        self._tried = np.full(longest - 1, PRIOR_CYCLES)
+        self._accepted = np.full(longest - 1, PRIOR_CYCLES * PRIOR_SHARE)
+
+    def observe(self, block_length: int, accepted: int) -> None:
+        """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
+        tried = min(accepted + 1, block_length - 1)
+        for counts in (self._tried, self._accepted):
+            counts[:tried] *= self._decay
+        self._tried[:tried] += 1
+        self._accepted[:accepted] += 1
+
+    def tokens(self, block_length: int) -> float:
+        """Expected tokens of a cycle, the verifier's own included."""
+        shares = self._accepted[: block_length - 1] / self._tried[: block_length - 1]
+        return 1.0 + float(np.cumprod(shares).sum())

@@ -1,0 +1,164 @@
+"""Step time as a function of role, rows, tokens and history, fitted to measured steps.
+
+    t = fixed + rise * log2(B*S) + compute * B*S + row * B + read * B*history
+
+All five terms cost time, so none may be negative. `fixed` holds launches and the weights, read once however many tokens there
+are; `compute` is what a token costs once the device is busy; `rise` is the way between: kernels of a few tokens keep a part of
+the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.vocabulary import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine run: B rows of S tokens each, with `history` tokens in the cache of a row on average."""
+
+    role: Role
+    batch: int
+    step: int
+    history: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Milliseconds that a step took."""
+
+    step: Step
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Of the terms above: milliseconds, and milliseconds per unit."""
+
+    fixed: float
+    rise: float
+    compute: float
+    row: float
+    read: float
+
+    def ms(self, step: Step) -> float:
+        tokens = step.batch * step.step
+        return (
+            self.fixed
+            + self.rise * math.log2(tokens)
+            + self.compute * tokens
+            + self.row * step.batch
+            + self.read * step.batch * step.history
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """Step times of one device.
+
+    Attributes:
+        device: what was measured, or what the numbers are a prediction for.
+        is_prediction: not measured on the device.
+        roles: terms of every role.
+    """
+
+    device: str
+    is_prediction: bool
+    roles: Mapping[Role, Coefficients]
+
+    @classmethod
+    def fit(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
+        """Least squares of relative errors, role by role.
+
+        Raises:
+            InvalidInputError: a role has fewer measured steps than the model has terms.
+        """
+        by_role: dict[Role, list[StepTime]] = {}
+        for time in times:
+            by_role.setdefault(time.step.role, []).append(time)
+        return cls(device, False, {role: _fit(role, measured) for role, measured in by_role.items()})
+
+    def ms(self, step: Step) -> float:
+        """Predicted milliseconds.
+
+        Raises:
+            InvalidInputError: nothing is known about the role.
+        """
+        if step.role not in self.roles:
+            raise InvalidInputError("role", str(step.role), f"{', '.join(sorted(self.roles))} in the latency model")
+        return self.roles[step.role].ms(step)
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        roles = {str(role): asdict(terms) for role, terms in sorted(self.roles.items())}
+        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles}
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> LatencyModel:
+        """Of a file that `nemodiff calibrate` wrote.
+
+        Raises:
+            BundleError: it is missing or not such a file.
+        """
+        try:
+            return cls._of(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise BundleError(f"{path}: no step times ({error.strerror}); run nemodiff calibrate") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path}: not a file of step times ({error}); run nemodiff calibrate again") from error
+
+    @classmethod
+    def _of(cls, content: Any) -> LatencyModel:
+        roles = {Role(name): Coefficients(**{key: float(value) for key, value in terms.items()}) for name, terms in
+                 content["roles"].items()}  # fmt: skip
+        if any(not math.isfinite(value) or value < 0 for terms in roles.values() for value in asdict(terms).values()):
+            raise ValueError("a term is negative or not finite")
+        return cls(str(content["device"]), bool(content["is_prediction"]), roles)
+
+
+def latency_file(bundle: Path) -> Path:
+    """Default place: beside the bundle, in which nothing may be added."""
+    bundle = bundle.absolute()
+    return bundle.with_name(f"{bundle.name}.latency.json")
+
+
+def _fit(role: Role, times: list[StepTime]) -> Coefficients:
+    terms = np.array([_terms(time.step) for time in times])
+    if len(times) < terms.shape[1]:
+        raise InvalidInputError("times", f"{len(times)} steps of role {role}", f"at least {terms.shape[1]}")
+    weights = 1 / np.array([time.ms for time in times])
+    return Coefficients(*_non_negative(terms * weights[:, None]))
+
+
+def _terms(step: Step) -> list[float]:
+    tokens = step.batch * step.step
+    return [1.0, math.log2(tokens), tokens, step.batch, step.batch * step.history]
+
+
+def _non_negative(scaled: np.ndarray) -> list[float]:
+    """Non-negative x that brings `scaled` x nearest to one: the best of the least-squares fits to every choice of terms.
+
+    Few terms make few choices, and the one that wins satisfies the conditions of the problem.
+    """
+    count = scaled.shape[1]
+    # Columns of like size: tokens in a cache are many, and their time is small.
+    size = np.maximum(np.abs(scaled).max(axis=0), np.finfo(float).tiny)
+    best, best_error = np.zeros(count), float(len(scaled))
+    for choice in range(1, 1 << count):
+        columns = [index for index in range(count) if choice >> index & 1]
+        found = np.linalg.lstsq(scaled[:, columns] / size[columns], np.ones(len(scaled)), rcond=None)[0]
+        error = float(((scaled[:, columns] / size[columns] @ found - 1) ** 2).sum())
+        if (found >= 0).all() and error < best_error - 1e-12:
+            best, best_error = np.zeros(count), error
+            best[columns] = found / size[columns]
+    return [float(value) for value in best]

@@ -1,0 +1,129 @@
+"""Block diffusion: fill a block of masks over several bidirectional runs, then commit it with one causal run.
+
+Method: Nemotron-Labs-Diffusion, arXiv 2607.05722, block-wise denoising with causal commits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nemodiff_trt.runtime.decisions import CommitRule
+from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
+from nemodiff_trt.runtime.rows.mask_filling import fix_masks
+from nemodiff_trt.runtime.rows.row_decoder import RowOutput
+from nemodiff_trt.runtime.sampling import TokenLogprobs
+from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.vocabulary import Role
+
+
+class DiffusionRow:
+    """Denoises a block until it is complete, then commits it.
+
+    Tokens are emitted as soon as no mask is left of them. A block is complete when its last token is emitted, the answer ends
+    in it, or the thinking budget cuts it.
+    """
+
+    __slots__ = (
+        "_block",
+        "_decider",
+        "_logprobs",
+        "_mask_token_id",
+        "_num_emitted",
+        "_pass",
+        "_rule",
+        "moves",
+        "num_cached",
+        "role",
+        "sequence",
+        "step_length",
+    )
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        num_cached: int,
+        block_length: int,
+        mask_token_id: int,
+        decider: Decider,
+        rule: CommitRule,
+    ) -> None:
+        """Start the first block.
+
+        Args:
+            sequence: with its first token.
+            num_cached: tokens of the prompt.
+            block_length: seed and masks of a block, 2 to the built maximum.
+            mask_token_id: marks the positions to fill.
+            decider: of the request.
+            rule: which of them a pass fixes.
+        """
+        self.sequence = sequence
+        self.num_cached = num_cached
+        self.moves: tuple[tuple[int, int], ...] = ()
+        self.step_length = block_length
+        self._mask_token_id = mask_token_id
+        self._decider = decider
+        self._rule = rule
+        self._block = np.empty(block_length, np.int64)
+        self._start_block()
+
+    def fill(self, ids: np.ndarray) -> None:
+        ids[:] = self._block
+
+    def absorb(self, output: RowOutput) -> RowStep:
+        self.sequence.forward_passes += 1
+        return self._commit_block(output) if self.role is Role.VERIFY else self._denoise(output)
+
+    def _start_block(self) -> None:
+        self._block[0] = self.sequence.tokens[-1]
+        self._block[1:] = self._mask_token_id
+        # Leading tokens of the block that are part of the answer, the seed included, and denoise passes so far.
+        self._num_emitted, self._pass = 1, 0
+        # Of the positions fixed so far, by the pass that fixed them, where the request asks for them.
+        self._logprobs: dict[int, TokenLogprobs] = {}
+        self.role = Role.DENOISE
+
+    def _denoise(self, output: RowOutput) -> RowStep:
+        sequence, block = self.sequence, self._block
+        sequence.draft_passes += 1
+        sequence.cycles += self._pass == 0
+        quota = self._rule.quota(self._pass, len(block) - 1)
+        position = len(sequence.tokens) - self._num_emitted
+        committed = fix_masks(block, output, self._decider, self._mask_token_id, self._rule.threshold, quota, position)
+        self._pass += 1
+        offsets, tokens = [offset for offset, _ in committed], [token for _, token in committed]
+        self._logprobs.update(zip(offsets, self._decider.logprobs(output, offsets, tokens), strict=False))
+        begin = self._num_emitted
+        emitted = self._emit_known()
+        # Every pass fixes at least one position, so there are at most as many passes as masks.
+        is_complete = self._num_emitted == len(block) or self._pass == len(block) - 1
+        if sequence.was_cut or is_complete:
+            self.role = Role.VERIFY
+        known = [self._logprobs[offset] for offset in range(begin, self._num_emitted) if offset in self._logprobs]
+        return RowStep(emitted, committed=committed, logprobs=known)
+
+    def _emit_known(self) -> list[int]:
+        """Emit the tokens that have no mask before them any more."""
+        ids = self._block.tolist()
+        begin = end = self._num_emitted
+        while end < len(ids) and ids[end] != self._mask_token_id:
+            end += 1
+        emitted = self.sequence.emit(ids[begin:end])
+        self._num_emitted = begin + len(emitted)
+        if self.sequence.was_cut:
+            self._block[self._num_emitted - 1] = emitted[-1]
+        return emitted
+
+    def _commit_block(self, output: RowOutput) -> RowStep:
+        # Tokens right of a cut are not counted, so the next block overwrites them.
+        self.num_cached += self._num_emitted
+        last = self._num_emitted - 1
+        behind = RowOutput(
+            output.token[last:], output.confidence[last:], None if output.logits is None else output.logits[last:]
+        )
+        emitted = self.sequence.emit(self._decider.verify(behind, NO_DRAFTS, len(self.sequence.tokens)))
+        report = RowStep(emitted, logprobs=self._decider.logprobs(behind, (0,), emitted))
+        if self.sequence.finish_reason is None:
+            self._start_block()
+        return report

@@ -1,0 +1,77 @@
+"""Decoding whose mode is chosen anew for every cycle: autoregressive, or self-speculation of any block length.
+
+Both give the same tokens, so switching between two cycles needs nothing but the last token and the length of the cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.planner import AcceptanceModel, Choice
+from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
+from nemodiff_trt.runtime.rows.decider import Decider
+from nemodiff_trt.runtime.rows.row_decoder import RowOutput
+from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
+from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.vocabulary import Role
+
+
+class PlannedRow:
+    """Decodes as `plan` says."""
+
+    __slots__ = ("_acceptance", "_choice", "_decider", "_mask_token_id", "_row", "moves", "sequence")
+
+    def __init__(
+        self, sequence: Sequence, num_cached: int, mask_token_id: int, decider: Decider, acceptance: AcceptanceModel
+    ) -> None:
+        """Start autoregressively.
+
+        Args:
+            sequence: with its first token.
+            num_cached: tokens of the prompt.
+            mask_token_id: fills blocks before they are drafted.
+            decider: of the request.
+            acceptance: told of every cycle.
+        """
+        self.sequence = sequence
+        self.moves: tuple[tuple[int, int], ...] = ()
+        self._mask_token_id = mask_token_id
+        self._decider = decider
+        self._acceptance = acceptance
+        self._choice = Choice(1)
+        self._row: AutoregressiveRow | SelfSpeculationRow = AutoregressiveRow(sequence, num_cached, decider)
+
+    @property
+    def num_cached(self) -> int:
+        return self._row.num_cached
+
+    @property
+    def role(self) -> Role:
+        return self._row.role
+
+    @property
+    def step_length(self) -> int:
+        return self._row.step_length
+
+    def plan(self, choice: Choice) -> None:
+        """Decode by `choice` from the next cycle on. Called between two cycles."""
+        if choice == self._choice or self._row.role is Role.VERIFY:
+            return
+        self._choice = choice
+        sequence, num_cached = self.sequence, self._row.num_cached
+        if choice.drafts:
+            self._row = SelfSpeculationRow(sequence, num_cached, choice.block_length, self._mask_token_id, self._decider)
+        else:
+            self._row = AutoregressiveRow(sequence, num_cached, self._decider)
+
+    def fill(self, ids: np.ndarray) -> None:
+        self._row.fill(ids)
+
+    def absorb(self, output: RowOutput) -> RowStep:
+        is_verified = self._row.role is Role.VERIFY
+        report = self._row.absorb(output)
+        # The last cycle of an answer is cut, so it does not tell how far drafts are right.
+        if is_verified and self.sequence.finish_reason is None:
+            self._acceptance.observe(self._choice.block_length, report.accepted)
+        return report

@@ -1,0 +1,156 @@
+"""Step times, acceptance and the choice between modes: what is learned is right, and a choice never costs an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemodiff_trt.contract import Limits
+from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.engine import TokenEngine
+from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.planner import AcceptanceModel, Choice, LatencyModel, Policy, Step, StepTime
+from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps, steps_to_measure
+from nemodiff_trt.runtime.planner.latency_model import Coefficients
+from nemodiff_trt.runtime.sequence import Sequence
+from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.vocabulary import Mode, Role
+from support.checkpoints import random_decoder, tiny_config
+from support.decoding import NO_REUSE, Request, expected_ar
+from support.scripted_session import ScriptedSession, guess_from, random_text
+
+LIMITS = Limits(max_batch_size=8, max_seq_len=48, block_length=32, prefill_chunk=16)
+GRID = [Step(Role.VERIFY, b, s, h) for b in (1, 4, 16, 64) for s in (4, 8, 32) for h in (100.0, 1000.0)]
+terms = st.sampled_from([0.0, 0.5, 2.0])
+
+
+def device(fixed: float, compute: float) -> LatencyModel:
+    """A GPU-like device where a step costs `fixed` until tokens are many."""
+    roles = (Role.DECODE, Role.DRAFT, Role.VERIFY)
+    return LatencyModel("made up", True, {role: Coefficients(fixed, 0.0, compute, 0.0, 0.0) for role in roles})
+
+
+class TestLatencyModel:
+    @settings(deadline=None, max_examples=60)
+    @given(terms, terms, terms, terms, terms)
+    def test_recovers_what_made_the_times(self, fixed: float, rise: float, compute: float, row: float, read: float) -> None:
+        made = Coefficients(0.1 + fixed, rise, compute / 100, row / 10, read / 10_000)
+        found = LatencyModel.fit("d", [StepTime(step, made.ms(step)) for step in GRID])
+        for step in (Step(Role.VERIFY, 2, 16, 300.0), Step(Role.VERIFY, 128, 8, 50.0)):
+            assert found.ms(step) == pytest.approx(made.ms(step), rel=1e-6)
+
+    def test_noise_and_terms_that_would_be_negative(self) -> None:
+        generator = np.random.default_rng(3)
+        # Time falls with history in these measurements: noise, which must not become a rule.
+        times = [
+            StepTime(s, (5 + 0.01 * s.batch * s.step - 2e-5 * s.batch * s.history) * generator.uniform(0.95, 1.05))
+            for s in GRID
+        ]
+        found = LatencyModel.fit("d", times)
+        assert found.roles[Role.VERIFY].read == 0
+        # Noise is 5 %, and history left out costs as much.
+        assert held_out_error("d", times) < 0.1
+
+    def test_file(self, tmp_path: Path) -> None:
+        model, path = device(5.0, 0.01), tmp_path / "b.latency.json"
+        with pytest.raises(BundleError, match=r"no step times .*nemodiff calibrate"):
+            LatencyModel.read(path)
+        path.write_bytes(model.to_bytes())
+        assert LatencyModel.read(path) == model
+        for broken in (b"", b"[]", model.to_bytes().replace(b"5.0", b"-5.0"), model.to_bytes().replace(b"draft", b"daft")):
+            path.write_bytes(broken)
+            with pytest.raises(BundleError, match="not a file of step times"):
+                LatencyModel.read(path)
+
+    def test_unknown_role_and_too_few_steps(self) -> None:
+        with pytest.raises(InvalidInputError, match="role: got 'prefill'"):
+            device(1.0, 1.0).ms(Step(Role.PREFILL, 1, 1, 0.0))
+        with pytest.raises(InvalidInputError, match="4 steps of role verify"):
+            LatencyModel.fit("d", [StepTime(step, 1.0) for step in GRID[:4]])
+
+
+class TestAcceptance:
+    def test_learns_the_expected_tokens_from_cycles_of_any_length(self) -> None:
+        generator, model = np.random.default_rng(0), AcceptanceModel(32, half_life=2000)
+        share = 0.9
+        for _ in range(4000):
+            block = int(generator.choice([4, 8, 16]))
+            accepted = min(int(generator.geometric(1 - share)) - 1, block - 1)
+            model.observe(block, accepted)
+        for block in (4, 8, 16):
+            right = sum(share**index for index in range(block))
+            assert model.tokens(block) == pytest.approx(right, rel=0.06)
+
+    def test_forgets_an_easy_text(self) -> None:
+        model = AcceptanceModel(16)
+        for _ in range(500):
+            model.observe(16, 15)
+        assert model.tokens(16) > 15
+        for _ in range(300):
+            model.observe(16, 0)
+        assert model.tokens(16) < 1.3
+
+
+class TestPolicy:
+    def test_long_blocks_while_tokens_are_free_and_none_when_they_cost(self) -> None:
+        policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
+        for _ in range(400):
+            policy.acceptance.observe(32, 12)
+        chosen = [policy.decide(batch, 500.0).block_length for batch in (1, 8, 64, 4096)]
+        assert chosen == sorted(chosen, reverse=True)
+        assert (chosen[0], chosen[-1]) == (16, 1)
+        # Back again when the load goes.
+        assert policy.decide(1, 500.0).block_length == chosen[0]
+
+    def test_small_gains_do_not_change_a_choice(self) -> None:
+        policy = Policy(device(5.0, 0.02), [8, 16], 32, min_gain=1e9)
+        assert {policy.decide(batch, 0.0) for batch in range(1, 9)} == {Choice(1)}
+
+    def test_tries_drafting_again_after_a_hard_text(self) -> None:
+        policy = Policy(device(5.0, 0.02), [4, 8], 32)
+        for _ in range(3000):
+            policy.acceptance.observe(8, 0)
+        chosen = [policy.decide(1, 0.0).block_length for _ in range(600)]
+        assert chosen.count(1) >= 590
+        assert chosen.count(4) == 2
+        assert policy.decisions == {1: chosen.count(1), 4: 2}
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), accuracy=st.sampled_from([0.0, 0.7, 0.95, 1.0]), compute=st.sampled_from([1e-4, 0.05, 1.0]))
+def test_auto_gives_the_tokens_of_ar_whatever_it_chooses(seed: int, accuracy: float, compute: float) -> None:
+    text = random_text(seed)
+    session = ScriptedSession(text, guess_from(text, seed, accuracy), LIMITS)
+    # Probes are rare, so a policy that changes its mind all the time shows more.
+    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, min_gain=-0.5)
+    engine = TokenEngine(session, NO_REUSE, policy)
+    requests = [Request((1, 30 + index), 4 + 5 * index, ignore_eos=True) for index in range(6)]
+    sequences: list[Sequence] = []
+    for index, request in enumerate(requests):
+        sequences.append(request.start(session))
+        engine.submit(sequences[-1], GenerationOptions(mode=Mode.AUTO))
+        for _ in range(index):
+            engine.admit()
+            list(engine.run())
+            engine.retire()
+    while engine.has_work:
+        engine.admit()
+        list(engine.run())
+        engine.retire()
+    assert [sequence.tokens for sequence in sequences] == [expected_ar(text, request, 48) for request in requests]
+
+
+def test_steps_of_a_session_are_measured() -> None:
+    limits = Limits(max_batch_size=3, max_seq_len=24, block_length=8, prefill_chunk=8)
+    session = EagerSession(random_decoder(tiny_config(hidden_size=16, head_dim=8), limits.cache_capacity), limits)
+    steps = list(steps_to_measure(session))
+    shapes = {(step.role, step.batch, step.step) for step in steps}
+    assert shapes >= {(Role.DECODE, 3, 1), (Role.DRAFT, 1, 4), (Role.VERIFY, 2, 8)}
+    times = measure_steps(session, num_repeats=1)
+    assert [time.step for time in times] == steps
+    assert all(time.ms > 0 for time in times)
+    assert Policy.for_session(session, LatencyModel.fit("d", times)).block_lengths == (4, 8)
