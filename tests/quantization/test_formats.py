@@ -153,6 +153,19 @@ class TestPacked:
         assert torch.equal(whole.payload, pieces.payload)
         assert torch.equal(bits(whole.block_scales), bits(pieces.block_scales))
 
+    @given(seed=st.integers(0, 2**16))
+    @settings(deadline=None, max_examples=10)
+    def test_scales_of_least_error_are_no_worse_in_any_block(self, seed: int) -> None:
+        x = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))
+
+        def errors(packed: formats.Nvfp4Tensor) -> Tensor:
+            return (packed.dequantize() - x).square().reshape(8, -1, 16).sum(-1)
+
+        largest, best = formats.pack_nvfp4(x), formats.pack_nvfp4(x, least_error=True)
+        # Sums of 16 squares in fp32.
+        assert (errors(best) <= errors(largest) * (1 + 1e-5)).all()
+        assert errors(best).sum() < 0.95 * errors(largest).sum()
+
     def test_zeros(self) -> None:
         zeros = torch.zeros(4, 32)
         assert torch.equal(formats.pack_fp8(zeros).dequantize(), zeros)
