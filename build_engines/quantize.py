@@ -16,7 +16,7 @@ from nemodiff_trt.quantization.facts import NOT_CALIBRATED, QuantizationFacts
 from nemodiff_trt.quantization.ranges import find_ranges
 from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.quantization.statistics import ActivationStatistics
-from nemodiff_trt.vocabulary import Role
+from nemodiff_trt.vocabulary import Precision, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ def read_recipes(options: CompileOptions, model: ModelConfig) -> Quantization | 
     Raises:
         InvalidInputError: the recipe file is not usable or does not fit the model.
     """
-    form = options.precision.linear_format
-    draft_form = form if options.draft_precision is None else options.draft_precision.linear_format
+    form = Precision(options.precision).linear_format
+    draft_form = form if options.draft_precision is None else Precision(options.draft_precision).linear_format
     if form is None and draft_form is None:
         return None
     recipe = Recipe.from_file(options.recipe, form) if options.recipe else Recipe(form)

@@ -144,13 +144,13 @@ class CompileOptions:
     @property
     def is_quantized(self) -> bool:
         """Whether some role has quantised layers."""
-        precisions = (self.precision, self.draft_precision)
-        return any(precision is not None and precision.linear_format is not None for precision in precisions)
+        precisions = [Precision(each) for each in (self.precision, self.draft_precision) if each is not None]
+        return any(precision.linear_format is not None for precision in precisions)
 
     @property
     def compute_precision(self) -> Precision:
         """Precision of activations and cache, whatever the linear layers have."""
-        return compute_precision(self.precision, self.target)
+        return compute_precision(Precision(self.precision), self.target)
 
     def _check_quantization(self) -> None:
         draft = self.draft_precision

@@ -28,14 +28,14 @@ class WeightMemory:
 
     num_bytes: int
     one_copy_bytes: int
-    max_ratio: float = MAX_RATIO
+    has_baked_scales: bool = False
 
     @property
     def ratio(self) -> float:
         return self.num_bytes / self.one_copy_bytes
 
     def findings(self) -> tuple[Finding, ...]:
-        if self.ratio <= self.max_ratio:
+        if self.ratio <= (MAX_BAKED_RATIO if self.has_baked_scales else MAX_RATIO):
             return ()
         message = (
             f"the roles keep {self.num_bytes / 1e6:.1f} MB of weights, {self.ratio:.2f} times one copy of the model"
@@ -67,6 +67,6 @@ def weight_memory(
     if any(weights[name].encoding is not Encoding.PLAIN for name in used):
         # One copy: every stored tensor once, but for the adapter, which is no part of the model.
         copy = sum(num_bytes(name) for name in used if not any(".adapter." in source for source in weights[name].sources))
-        return WeightMemory(total, copy, MAX_BAKED_RATIO if any(inside.values()) else MAX_RATIO)
+        return WeightMemory(total, copy, any(inside.values()))
     item = ITEM_BYTES[ENGINE_FLOAT[precision]]
     return WeightMemory(total, sum(math.prod(shape) for shape in decoder_shapes(model).values()) * item)
