@@ -8,6 +8,7 @@ from nemodiff_trt.command_line import dataclass_command
 from nemodiff_trt.runtime.cli.bind import BindArguments, bind
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
 from nemodiff_trt.runtime.cli.check import CheckArguments, check
+from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.train import train
@@ -25,6 +26,7 @@ def build_app() -> typer.Typer:
     app.command("generate")(dataclass_command("generate", GenerateArguments, generate))
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
+    app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.

@@ -1,0 +1,82 @@
+"""`nemodiff export-hf`: hand the autoregressive mode to other servers as a Ministral3 checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from nemodiff_trt.hf_export import ExportSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportArguments:
+    """Options of the command, in the order of its help."""
+
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Checkpoint folder, or nemodiff-tiny."),
+    ] = None
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="DIR", help="A bundle with unquantised shared weights, in place of it.")
+    ] = None
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the exported checkpoint.")]
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="T", help="float32, float16 or bfloat16. Default: as in the source.")
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an exported checkpoint once the new one is complete.")] = False
+    as_json: AsJson = False
+
+
+def export(arguments: ExportArguments) -> int:
+    """Write the autoregressive mode as a Ministral3 checkpoint for transformers, TensorRT-LLM, vLLM and SGLang."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from nemodiff_trt.checkpoint.ministral3 import ARCHITECTURE
+    from nemodiff_trt.hf_export import export_hf
+    from nemodiff_trt.runtime.cli.output import notes, write, write_json
+
+    source = _source(arguments)
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("weights", total=None)
+        report = export_hf(
+            source,
+            arguments.output,
+            dtype=arguments.dtype,
+            force=arguments.force,
+            on_bytes=lambda size: bar.update(task, completed=size),
+        )
+    num_bytes = sum(report.files.values())
+    facts = {
+        "output": str(arguments.output),
+        "architecture": ARCHITECTURE,
+        "dtype": report.dtype,
+        "num_tensors": report.num_tensors,
+        "num_bytes": num_bytes,
+        "files": report.files,
+    }
+    if arguments.as_json:
+        write_json(facts)
+    else:
+        write(f"{arguments.output}: {ARCHITECTURE}, {report.num_tensors} tensors, {num_bytes / 2**20:.1f} MiB\n")
+    return 0
+
+
+def _source(arguments: ExportArguments) -> ExportSource:
+    from nemodiff_trt.bundle import Bundle
+    from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
+    from nemodiff_trt.hf_export import ExportSource
+
+    if (arguments.checkpoint is None) == (arguments.bundle is None):
+        raise InvalidInputError("checkpoint", arguments.checkpoint, "either a checkpoint or a bundle")
+    if arguments.bundle is not None:
+        return ExportSource.from_bundle(Bundle.open(arguments.bundle))
+    return ExportSource.from_checkpoint(Checkpoint.open(resolve_checkpoint(arguments.checkpoint or "")))
