@@ -11,6 +11,7 @@ import torch
 
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.model_source import ModelSource, open_source
+from nemodiff_trt.build_engines.quantize import CALIBRATION_FILE, calibrated, read_recipes
 from nemodiff_trt.build_engines.report import RoleGraph, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
 from nemodiff_trt.build_engines.stored_weights import plan_weights
@@ -41,10 +42,13 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
     with clock.stage("open model"):
         source = open_source(options)
         options.check_model(source.model)
-        key = build_key(source.identity, options, tool_versions(options.target))
+        quantization = read_recipes(options, source.model)
+    if quantization is not None:
+        source = source.quantized(calibrated(quantization, options, clock))
+    key = build_key(source.identity, options, tool_versions(options.target))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
-            dtype = getattr(torch, ENGINE_FLOAT[options.precision])
+            dtype = getattr(torch, ENGINE_FLOAT[options.compute_precision])
             captured = capture_step(source.model, dtype, options.limits.cache_capacity)
         with clock.stage("passes", total=len(options.roles)):
             roles = _run_passes(captured, source, options, clock)
@@ -53,7 +57,8 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         if source.tensors is not None:
             _write_weights(writer.path, source, stored, options, clock)
         has_weights = source.tensors is not None
-        built = build(BuildInput(options, source.model, source.adapter, graphs, stored, has_weights, writer.path, clock))
+        facts = source.quantization.facts(is_rehearsal=False) if source.quantization else None
+        built = build(BuildInput(options, source.model, source.adapter, graphs, stored, has_weights, writer.path, clock, facts))
         if options.strict and built.warnings:
             raise AuditError(f"{len(built.warnings)} findings, the first: {built.warnings[0]}")
         with clock.stage("publish"):
@@ -61,6 +66,8 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
                 copy_tokenizer(source.tokenizer_dir, writer.path)
             report = report_content(roles, built, key, clock.seconds, writer.path)
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if source.quantization is not None and source.quantization.statistics is not None:
+                (writer.path / CALIBRATION_FILE).write_bytes(source.quantization.statistics.to_bytes())
             writer.publish(_manifest(options, source, built, stored, key, writer))
     return Bundle.open(options.output, verify=False)
 
@@ -82,11 +89,12 @@ def _run_passes(captured: StepGraph, source: ModelSource, options: CompileOption
         pass_options = PassOptions(
             role=role,
             model=source.model,
-            precision=options.precision,
+            precision=options.compute_precision,
             adapter=source.adapter,
             adapter_form=options.draft_adapter,
             keep_logits=options.sampling,
             cache_capacity=options.limits.cache_capacity,
+            recipe=source.quantization.recipe_of(role) if source.quantization else None,
         )
         reports = run_pipeline(graph, PIPELINES[options.target][role], pass_options)
         roles[role] = RoleGraph(graph, reports)
@@ -99,7 +107,8 @@ def _write_weights(
 ) -> None:
     assert source.tensors is not None, "checked by the caller"
     with clock.stage("write weights", total=stored.num_bytes):
-        layouter = WeightLayouter(source.model, source.tensors, options.limits.cache_capacity, source.adapter)
+        scales = source.quantization.scales if source.quantization else None
+        layouter = WeightLayouter(source.model, source.tensors, options.limits.cache_capacity, source.adapter, scales)
         for size in write_weights(bundle_dir / WEIGHTS_FILE, stored, layouter):
             clock.listener.advance(size)
 
@@ -121,6 +130,7 @@ def _manifest(
         weight_storage=options.weights,
         has_weights=source.tensors is not None,
         sms=built.sms,
+        quantization=source.quantization.facts(built.is_rehearsal) if source.quantization else None,
         build_key=key,
         tool_versions=tool_versions(options.target),
         files=writer.file_entries(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemodiff_trt.build_engines.quantize import Quantization
 from nemodiff_trt.bundle import AdapterFacts
 from nemodiff_trt.bundle.weight_writer import Source, checkpoint_source
 from nemodiff_trt.checkpoint import AdapterSettings, Checkpoint, resolve_checkpoint
@@ -27,6 +29,7 @@ class ModelSource:
         identity: SHA-256 that names the model in the build key.
         tensors: decoder tensors by name; None without a checkpoint.
         tokenizer_dir: where the tokenizer's files lie; None without a checkpoint.
+        quantization: recipes and ranges; None where nothing is quantised.
     """
 
     model: ModelConfig
@@ -34,6 +37,12 @@ class ModelSource:
     identity: str
     tensors: Source | None
     tokenizer_dir: Path | None
+    quantization: Quantization | None = None
+
+    def quantized(self, quantization: Quantization) -> ModelSource:
+        """The same model with quantised layers; its identity covers the scales."""
+        identity = hashlib.sha256(f"{self.identity} {quantization.digest()}".encode()).hexdigest()
+        return dataclasses.replace(self, identity=identity, quantization=quantization)
 
 
 def open_source(options: CompileOptions) -> ModelSource:

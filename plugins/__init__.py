@@ -12,6 +12,12 @@ from typing import Any
 from nemodiff_trt.plugins.attention import attention_reference
 from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
+from nemodiff_trt.plugins.quantized_linear import (
+    fp8_linear_reference,
+    nvfp4_linear_reference,
+    round_to_fp8_reference,
+    round_to_nvfp4_reference,
+)
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
 from nemodiff_trt.plugins.rotary import rotary_reference
 from nemodiff_trt.plugins.select_position import select_position_reference
@@ -34,4 +40,8 @@ OPS: tuple[Op, ...] = (
     Op("attention", attention_reference),
     Op("select_position", select_position_reference),
     Op("decision_head", decision_head_reference),
+    Op("fp8_linear", fp8_linear_reference),
+    Op("nvfp4_linear", nvfp4_linear_reference),
+    Op("round_to_fp8", round_to_fp8_reference),
+    Op("round_to_nvfp4", round_to_nvfp4_reference),
 )

@@ -1,4 +1,4 @@
-"""TensorRT network form of every operator: a function of an emitter and the operator's own arguments."""
+"""TensorRT network form of every operator that has one: a function of an emitter and the operator's own arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from nemodiff_trt.plugins.attention.network_form import attention_network
 from nemodiff_trt.plugins.cache_update.network_form import cache_update_network
 from nemodiff_trt.plugins.decision_head.network_form import decision_head_network
+from nemodiff_trt.plugins.quantized_linear.network_form import fp8_linear_network, nvfp4_linear_network
 from nemodiff_trt.plugins.rms_norm.network_form import rms_norm_network
 from nemodiff_trt.plugins.rotary.network_form import rotary_network
 from nemodiff_trt.plugins.select_position.network_form import select_position_network
@@ -22,4 +23,6 @@ NETWORK_FORMS: dict[str, Callable[..., Any]] = {
     "attention": attention_network,
     "select_position": select_position_network,
     "decision_head": decision_head_network,
+    "fp8_linear": fp8_linear_network,
+    "nvfp4_linear": nvfp4_linear_network,
 }

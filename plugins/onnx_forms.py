@@ -11,6 +11,7 @@ from typing import Any
 from nemodiff_trt.plugins.attention.onnx_form import attention_onnx
 from nemodiff_trt.plugins.cache_update.onnx_form import cache_update_onnx
 from nemodiff_trt.plugins.decision_head.onnx_form import decision_head_onnx
+from nemodiff_trt.plugins.quantized_linear.onnx_form import round_to_fp8_onnx, round_to_nvfp4_onnx
 from nemodiff_trt.plugins.rms_norm.onnx_form import rms_norm_onnx
 from nemodiff_trt.plugins.rotary.onnx_form import rotary_onnx
 from nemodiff_trt.plugins.select_position.onnx_form import select_position_onnx
@@ -25,4 +26,6 @@ ONNX_FORMS: dict[str, Callable[..., Any]] = {
     "attention": attention_onnx,
     "select_position": select_position_onnx,
     "decision_head": decision_head_onnx,
+    "round_to_fp8": round_to_fp8_onnx,
+    "round_to_nvfp4": round_to_nvfp4_onnx,
 }

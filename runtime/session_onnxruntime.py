@@ -68,7 +68,7 @@ class OnnxRuntimeSession:
         manifest = bundle.manifest
         self._engines = engines
         self._model, self._limits = manifest.model, manifest.limits
-        self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.precision])
+        self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.compute_precision])
 
     @classmethod
     def open(cls, bundle: Bundle, num_threads: int | None = None) -> OnnxRuntimeSession:
@@ -192,7 +192,7 @@ def _load_engine(bundle: Bundle, file: str, num_threads: int) -> Any:
 def _check_contract(bundle: Bundle, role: Role, file: str, engine: Any) -> None:
     """Compare the engine's tensor names with the step contract."""
     manifest = bundle.manifest
-    wanted = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+    wanted = step_contract(role, manifest.model, manifest.compute_precision, manifest.keep_logits)
     for kind, found, specs in (
         ("inputs", engine.get_inputs(), wanted.inputs),
         ("outputs", engine.get_outputs(), wanted.outputs),

@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.vocabulary import NVFP4_BLOCK
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
-BLOCK = 16
 # Block scales never become zero: a block of tiny numbers keeps the smallest e4m3 subnormal.
 _E4M3_MIN = 2.0**-9
 _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_E4M3_LARGEST_CODE = 0x7E
+# Three mantissa bits: eight steps double a scale. A scale two thirds as large cuts off the largest number of a block, one half
+# larger puts it on 4, beside which the codes are closer; 0 first, which wins ties.
+_SCALE_OFFSETS = (0, -1, 1, -2, 2, -3, 3, -4, 4, 5)
 # Rows are packed in pieces: fp32 copies of a whole feed-forward matrix of 14B would take 1.3 GB.
 _PIECE_NUMBERS = 1 << 22
 
@@ -114,19 +118,20 @@ def pack_fp8(weight: Tensor, amax: Tensor | None = None) -> Fp8Tensor:
     return Fp8Tensor(torch.cat([(rows.to(torch.float32) / scale).to(torch.float8_e4m3fn) for rows in _pieces(weight)]), scale)
 
 
-def pack_nvfp4(weight: Tensor, amax: Tensor | None = None) -> Nvfp4Tensor:
+def pack_nvfp4(weight: Tensor, amax: Tensor | None = None, least_error: bool = False) -> Nvfp4Tensor:
     """Quantise a matrix [out,in] to NVFP4.
 
     Args:
         weight: any float dtype; `in` is a multiple of 16.
         amax: as for `pack_fp8`. It sets the global scale only: block scales of concatenated matrices are independent.
+        least_error: choose each block scale among its neighbours by the squared error, instead of by the largest magnitude.
 
     Raises:
         InvalidInputError: see `pack_fp8`; also when `in` is not a multiple of 16.
     """
     check_blocks(weight.shape[-1])
     global_scale = nvfp4_global_scale(_covering(weight, amax))
-    pieces = [_pack_rows(rows, global_scale) for rows in _pieces(weight)]
+    pieces = [_pack_rows(rows, global_scale, least_error) for rows in _pieces(weight)]
     return Nvfp4Tensor(torch.cat([codes for codes, _ in pieces]), torch.cat([scales for _, scales in pieces]), global_scale)
 
 
@@ -136,8 +141,8 @@ def check_blocks(width: int) -> None:
     Raises:
         InvalidInputError: `width` is not a multiple of 16.
     """
-    if width % BLOCK:
-        raise InvalidInputError("in_features", width, f"a multiple of {BLOCK} for nvfp4")
+    if width % NVFP4_BLOCK:
+        raise InvalidInputError("in_features", width, f"a multiple of {NVFP4_BLOCK} for nvfp4")
 
 
 def _covering(weight: Tensor, amax: Tensor | None) -> Tensor:
@@ -154,16 +159,18 @@ def _pieces(weight: Tensor) -> tuple[Tensor, ...]:
     return torch.split(weight, max(_PIECE_NUMBERS // weight.shape[-1], 1))
 
 
-def _pack_rows(rows: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
+def _pack_rows(rows: Tensor, global_scale: Tensor, least_error: bool = False) -> tuple[Tensor, Tensor]:
     """Payload and block scales of some rows [n,in]."""
     scales = nvfp4_block_scales(rows, global_scale)
+    if least_error:
+        scales = _least_error_scales(rows, scales, global_scale)
     codes = _encode(_scaled(rows, scales, global_scale))
     return (codes[..., 1::2] << 4) | codes[..., 0::2], scales
 
 
 def _blocks(x: Tensor) -> Tensor:
     """View [...,in/16,16] of `x` [...,in]."""
-    return x.reshape(*x.shape[:-1], -1, BLOCK)
+    return x.reshape(*x.shape[:-1], -1, NVFP4_BLOCK)
 
 
 def nvfp4_block_scales(x: Tensor, global_scale: Tensor) -> Tensor:
@@ -172,6 +179,27 @@ def nvfp4_block_scales(x: Tensor, global_scale: Tensor) -> Tensor:
     scales = amax / (E2M1_MAX * global_scale)
     scales = torch.where(scales == 0, 1.0, scales)
     return scales.clamp(_E4M3_MIN, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def _least_error_scales(rows: Tensor, scales: Tensor, global_scale: Tensor) -> Tensor:
+    """Block scales whose codes come closest to `rows`, each at most a few e4m3 steps from that of the largest magnitude."""
+    wide, codes = rows.to(torch.float32), scales.view(torch.uint8).to(torch.int16)
+    best, least = scales, torch.full(scales.shape, math.inf, device=rows.device)
+    for offset in _SCALE_OFFSETS:
+        # Positive e4m3 numbers are ordered like their bits.
+        tried = (codes + offset).clamp(1, _E4M3_LARGEST_CODE).to(torch.uint8).view(torch.float8_e4m3fn)
+        found = _round_e2m1(_scaled(wide, tried, global_scale))
+        steps = (tried.to(torch.float32) * global_scale).unsqueeze(-1)
+        error = (_blocks(found) * steps - _blocks(wide)).square().sum(-1)
+        is_better = error < least
+        least = torch.where(is_better, error, least)
+        best = torch.where(is_better, tried.view(torch.uint8), best.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return best
+
+
+def _round_e2m1(x: Tensor) -> Tensor:
+    codes = _encode(x)
+    return torch.tensor(_E2M1_MAGNITUDES, device=x.device)[(codes & 7).int()].copysign(x)
 
 
 def _scaled(x: Tensor, scales: Tensor, global_scale: Tensor) -> Tensor:
@@ -201,23 +229,23 @@ def unpack_codes(payload: Tensor) -> Tensor:
     return table[codes.int()]
 
 
-def fake_quantize_fp8(x: Tensor, amax: Tensor) -> Tensor:
-    """`x` rounded to FP8 and back, in fp32 and returned in its dtype; magnitudes beyond `amax` saturate.
+def fake_quantize_fp8(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` rounded to FP8 and back, in fp32 and returned in its dtype; what `scale` (fp32 []) cannot represent saturates.
 
     A hardware conversion saturates; torch's own makes NaN of numbers above 464.
     """
-    scale = fp8_scale(amax)
     scaled = (x.to(torch.float32) / scale).clamp(-E4M3_MAX, E4M3_MAX)
     return (scaled.to(torch.float8_e4m3fn).to(torch.float32) * scale).to(x.dtype)
 
 
-def fake_quantize_nvfp4(x: Tensor, amax: Tensor) -> Tensor:
-    """`x` [...,in] rounded to NVFP4 and back: block scales of its own numbers, global scale of `amax`. Returned in its dtype.
+def fake_quantize_nvfp4(x: Tensor, global_scale: Tensor) -> Tensor:
+    """`x` [...,in] rounded to NVFP4 and back: block scales of its own numbers below `global_scale` (fp32 []).
+
+    Returned in the dtype of `x`.
 
     Raises:
-        InvalidInputError: `in` is not a multiple of 16, or `amax` is not usable.
+        InvalidInputError: `in` is not a multiple of 16.
     """
     check_blocks(x.shape[-1])
-    global_scale = nvfp4_global_scale(amax)
     payload, scales = _pack_rows(x, global_scale)
     return Nvfp4Tensor(payload, scales, global_scale).dequantize(x.dtype)

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.quantization.formats import BLOCK, amax_of, fake_quantize_nvfp4
+from nemodiff_trt.quantization.formats import amax_of, fake_quantize_nvfp4, nvfp4_global_scale
+from nemodiff_trt.vocabulary import NVFP4_BLOCK
 
 BACKEND = "nemodiff_nvfp4"
 _E2M1_BITS = (2, 1)
@@ -27,10 +28,10 @@ def fake_quantize(x: Tensor, quantizer: Any) -> Tensor:
         InvalidInputError: the quantiser has another format, or `in` is not a multiple of 16.
     """
     bits, blocks = quantizer.num_bits, dict(quantizer.block_sizes or {})
-    if tuple(bits) != _E2M1_BITS or blocks.get(-1) != BLOCK:
-        raise InvalidInputError("quantizer", f"num_bits {bits}, block_sizes {blocks}", f"e2m1 in blocks of {BLOCK}")
+    if tuple(bits) != _E2M1_BITS or blocks.get(-1) != NVFP4_BLOCK:
+        raise InvalidInputError("quantizer", f"num_bits {bits}, block_sizes {blocks}", f"e2m1 in blocks of {NVFP4_BLOCK}")
     amax = quantizer.amax
-    return fake_quantize_nvfp4(x, amax_of(x) if amax is None else amax)
+    return fake_quantize_nvfp4(x, nvfp4_global_scale(amax_of(x) if amax is None else amax))
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class TestAgainstModelOpt:
 
         x = matrix(2, torch.float32)
         amax = formats.amax_of(x) / 3
-        ours, theirs = formats.fake_quantize_fp8(x, amax), fp8_eager(x, amax)
+        ours, theirs = formats.fake_quantize_fp8(x, formats.fp8_scale(amax)), fp8_eager(x, amax)
         is_far = ~torch.isclose(ours, theirs, rtol=1e-6, atol=0)
         assert is_far.float().mean() < 2e-3
         assert ((ours - theirs).abs() <= theirs.abs() / 8 + amax / 448 * 2**-9).all()
@@ -102,7 +102,7 @@ class TestAgainstModelOpt:
         with cpu_config(mtq.NVFP4_DEFAULT_CFG) as config:
             mtq.quantize(layer, config, lambda module: module(2 * x))
             found = layer(x)
-        inputs = formats.fake_quantize_nvfp4(x, formats.amax_of(2 * x))
+        inputs = formats.fake_quantize_nvfp4(x, formats.nvfp4_global_scale(formats.amax_of(2 * x)))
         expected = inputs @ formats.pack_nvfp4(layer[0].weight.detach()).dequantize().T
         assert torch.equal(found, expected)
 
@@ -134,7 +134,7 @@ class TestPacked:
         x = matrix(seed, torch.float32)
         once = formats.pack_fp8(x)
         assert torch.equal(bits(formats.pack_fp8(once.dequantize(), formats.amax_of(x)).values), bits(once.values))
-        fake = formats.fake_quantize_nvfp4(x, formats.amax_of(x))
+        fake = formats.fake_quantize_nvfp4(x, formats.nvfp4_global_scale(formats.amax_of(x)))
         assert torch.equal(fake, formats.pack_nvfp4(x).dequantize())
 
     def test_concatenated_rows_are_packed_independently(self) -> None:
@@ -161,8 +161,8 @@ class TestPacked:
     def test_activations_beyond_amax_saturate(self) -> None:
         x = torch.tensor([[0.5, 1.0, -3.0, 100.0] * 4])
         one = torch.tensor(1.0)
-        assert formats.fake_quantize_fp8(x, one).tolist()[0][:4] == [0.5, 1.0, -1.0, 1.0]
-        assert formats.fake_quantize_nvfp4(x, one).abs().max() == 1.0
+        assert formats.fake_quantize_fp8(x, formats.fp8_scale(one)).tolist()[0][:4] == [0.5, 1.0, -1.0, 1.0]
+        assert formats.fake_quantize_nvfp4(x, formats.nvfp4_global_scale(one)).abs().max() == 1.0
 
 
 class TestRefused:

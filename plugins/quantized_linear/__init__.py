@@ -1,0 +1,8 @@
+from nemodiff_trt.plugins.quantized_linear.reference import fp8_linear as fp8_linear
+from nemodiff_trt.plugins.quantized_linear.reference import fp8_linear_reference as fp8_linear_reference
+from nemodiff_trt.plugins.quantized_linear.reference import nvfp4_linear as nvfp4_linear
+from nemodiff_trt.plugins.quantized_linear.reference import nvfp4_linear_reference as nvfp4_linear_reference
+from nemodiff_trt.plugins.quantized_linear.reference import round_to_fp8 as round_to_fp8
+from nemodiff_trt.plugins.quantized_linear.reference import round_to_fp8_reference as round_to_fp8_reference
+from nemodiff_trt.plugins.quantized_linear.reference import round_to_nvfp4 as round_to_nvfp4
+from nemodiff_trt.plugins.quantized_linear.reference import round_to_nvfp4_reference as round_to_nvfp4_reference
