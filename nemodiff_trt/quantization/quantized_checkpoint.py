@@ -24,6 +24,7 @@ from nemodiff_trt.checkpoint.reader import open_weight_files
 from nemodiff_trt.checkpoint.tensor_file import FLOAT_DTYPES, PACKED_DTYPES, TensorFile
 from nemodiff_trt.config import CONFIG_FILE, ModelConfig, read_json_object
 from nemodiff_trt.errors import CheckpointError
+from nemodiff_trt.quantization.formats import E2M1_MAX, E4M3_MAX
 from nemodiff_trt.quantization.modelopt_config import QUANT_CONFIG_FILE, QuantizationScheme, is_cache_scale, read_scheme
 from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear, check_codes, check_scale, stored_parts
 from nemodiff_trt.quantization.recipe import Override, Recipe, layer_of
@@ -113,6 +114,11 @@ class QuantizedCheckpoint:
         found = QuantizedLinear.from_parts(form, parts)
         check_codes(self._stored_name(f"{name}.weight"), found.weight)
         return found
+
+    def input_amax(self, linear: str) -> float:
+        """Largest magnitude of a layer's input that its scale represents; `linear` as in `formats`."""
+        largest = {LinearFormat.FP8: E4M3_MAX, LinearFormat.NVFP4: E4M3_MAX * E2M1_MAX}
+        return float(self._stored(f"{linear}.input_scale")) * largest[self.formats[linear]]
 
     def tensor(self, name: str) -> Tensor:
         """Decoder tensor by name: a mapped view, or for a quantised matrix the fp32 numbers that its codes stand for.

@@ -10,9 +10,13 @@ import typer
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.cli.options import AsJson
+from nemodiff_trt.vocabulary import LinearFormat
 
 if TYPE_CHECKING:
-    from nemodiff_trt.hf_export import ExportSource
+    from nemodiff_trt.checkpoint import Checkpoint
+    from nemodiff_trt.hf_export import ExportSource, LayerQuantization
+
+_QUANTIZING = ("precision", "recipe", "calibration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,16 @@ class ExportArguments:
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="T", help="float32, float16 or bfloat16. Default: as in the source.")
     ] = None
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="P", help="fp8 or nvfp4 quantises the linear layers as ModelOpt does.")
+    ] = None
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="F", help="YAML file with the formats of single layers, as in a build.")
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="F", help="calibration.json of a quantised bundle of the checkpoint."),
+    ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an exported checkpoint once the new one is complete.")] = False
     as_json: AsJson = False
 
@@ -42,7 +56,7 @@ def export(arguments: ExportArguments) -> int:
     from nemodiff_trt.hf_export import export_hf
     from nemodiff_trt.runtime.cli.output import notes, write, write_json
 
-    source = _source(arguments)
+    source, quantization = _source(arguments)
     console = notes()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -50,6 +64,7 @@ def export(arguments: ExportArguments) -> int:
         report = export_hf(
             source,
             arguments.output,
+            quantization=quantization,
             dtype=arguments.dtype,
             force=arguments.force,
             on_bytes=lambda size: bar.update(task, completed=size),
@@ -60,6 +75,7 @@ def export(arguments: ExportArguments) -> int:
         "architecture": ARCHITECTURE,
         "dtype": report.dtype,
         "num_tensors": report.num_tensors,
+        "num_quantized": report.num_quantized,
         "num_bytes": num_bytes,
         "files": report.files,
     }
@@ -70,7 +86,7 @@ def export(arguments: ExportArguments) -> int:
     return 0
 
 
-def _source(arguments: ExportArguments) -> ExportSource:
+def _source(arguments: ExportArguments) -> tuple[ExportSource, LayerQuantization | None]:
     from nemodiff_trt.bundle import Bundle
     from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
     from nemodiff_trt.hf_export import ExportSource
@@ -78,5 +94,31 @@ def _source(arguments: ExportArguments) -> ExportSource:
     if (arguments.checkpoint is None) == (arguments.bundle is None):
         raise InvalidInputError("checkpoint", arguments.checkpoint, "either a checkpoint or a bundle")
     if arguments.bundle is not None:
-        return ExportSource.from_bundle(Bundle.open(arguments.bundle))
-    return ExportSource.from_checkpoint(Checkpoint.open(resolve_checkpoint(arguments.checkpoint or "")))
+        for name in _QUANTIZING:
+            if getattr(arguments, name) is not None:
+                raise InvalidInputError(name, str(getattr(arguments, name)), "nothing for a bundle; give its checkpoint")
+        return ExportSource.from_bundle(Bundle.open(arguments.bundle)), None
+    checkpoint = Checkpoint.open(resolve_checkpoint(arguments.checkpoint or ""))
+    return ExportSource.from_checkpoint(checkpoint), _quantization(arguments, checkpoint)
+
+
+def _quantization(arguments: ExportArguments, checkpoint: Checkpoint) -> LayerQuantization | None:
+    """Formats and ranges of a quantised export."""
+    from nemodiff_trt.hf_export import LayerQuantization
+    from nemodiff_trt.quantization.recipe import Recipe
+    from nemodiff_trt.quantization.statistics import ActivationStatistics
+
+    if all(getattr(arguments, name) is None for name in _QUANTIZING):
+        return None
+    formats = {str(form): form for form in LinearFormat}
+    if arguments.precision is not None and arguments.precision not in formats:
+        raise InvalidInputError("precision", arguments.precision, f"{', '.join(formats)}; leave it out to keep the weights")
+    default = formats[arguments.precision] if arguments.precision else None
+    recipe = Recipe.from_file(arguments.recipe, default) if arguments.recipe else Recipe(default)
+    if arguments.calibration is None:
+        raise InvalidInputError("calibration", None, "calibration.json of a quantised bundle of this checkpoint")
+    statistics = ActivationStatistics.from_file(arguments.calibration)
+    if statistics.checkpoint != checkpoint.identity:
+        allowed = f"ranges of this checkpoint ({checkpoint.identity[:12]}...)"
+        raise InvalidInputError("calibration", str(arguments.calibration), allowed)
+    return LayerQuantization(recipe, statistics.input_amax)
