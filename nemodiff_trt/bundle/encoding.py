@@ -121,7 +121,10 @@ def _joined(matrices: list[Fp8Tensor | Nvfp4Tensor], names: tuple[str, ...]) -> 
             joined.append(matrix)
         elif isinstance(matrix, Fp8Tensor):
             rows = torch.cat(
-                [(part.to(torch.float32) * (scale / largest)).to(torch.float8_e4m3fn) for part in matrix.values.split(_ROWS)]
+                [
+                    (part.to(torch.float32) * (scale / largest)).to(torch.float8_e4m3fn)
+                    for part in torch.split(matrix.values, _ROWS)
+                ]
             )
             joined.append(Fp8Tensor(rows, largest))
         else:

@@ -69,7 +69,7 @@ def _group(
 ) -> TensorGroup:
     assert form is not None, "only groups of quantised layers are made"
     shapes = decoder_shapes(source.config)
-    tensors = {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for linear in linears:
         height, width = shapes[f"{linear}.weight"]
         parts = stored_parts(form, (height, width))

@@ -48,7 +48,7 @@ def plain_group(name: str, shape: tuple[int, ...], dtype: str, source: Callable[
 def row_blocks(tensor: Tensor) -> Iterator[Tensor]:
     """Consecutive rows of `tensor`, in pieces that are small beside a whole matrix."""
     row_bytes = tensor[:1].numel() * tensor.element_size()
-    yield from tensor.split(max(_BLOCK_BYTES // row_bytes, 1))
+    yield from torch.split(tensor, max(_BLOCK_BYTES // row_bytes, 1))
 
 
 def write_groups(path: Path, groups: Iterable[TensorGroup], on_bytes: Callable[[int], None]) -> int:

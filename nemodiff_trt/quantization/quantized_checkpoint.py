@@ -196,7 +196,7 @@ def _check_tensors(config: ModelConfig, formats: dict[str, LinearFormat], files:
         if form is None:
             plain[naming(name)] = shape
         else:
-            parts = stored_parts(form, shape)
+            parts = stored_parts(form, (shape[0], shape[1]))
             packed |= {naming(f"{layer_of(name)}.{part}"): facts for part, facts in parts.items()}
     check_names(files, {**plain, **packed}, layout.WEIGHTS_FILE)
     entries: dict[str, Any] = {name: file.entries[name] for name, file in files.items()}
