@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Ministral3ForCausalLM
 
+from nemodiff_trt.bundle.safetensors_layout import plan_spans
 from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
 from nemodiff_trt.checkpoint.layout import decoder_shapes
 from nemodiff_trt.checkpoint.ministral3 import from_ministral3_config, to_decoder_name, to_ministral3_name
@@ -231,3 +234,61 @@ def test_a_config_of_another_model_is_not_ours(tmp_path: Path, checkpoint_copy: 
     edit_json(checkpoint_copy / "config.json", model_type="ministral3")
     with pytest.raises(CheckpointError, match="model_type"):
         export(checkpoint_copy, tmp_path / "out")
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from nemodiff_trt.checkpoint import Checkpoint
+from nemodiff_trt.hf_export import ExportSource, LayerQuantization, export_hf
+from nemodiff_trt.quantization.recipe import Recipe
+from nemodiff_trt.vocabulary import LinearFormat
+
+def anonymous_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+torch.set_num_threads(1)
+source, output, form = sys.argv[1:]
+quantization = LayerQuantization(Recipe(LinearFormat(form)), lambda _: 1.0) if form != "plain" else None
+checkpoint = ExportSource.from_checkpoint(Checkpoint.open(source))
+before, peak, is_running = anonymous_bytes(), [0], True
+
+def watch():
+    while is_running:
+        peak[0] = max(peak[0], anonymous_bytes())
+        time.sleep(0.002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+export_hf(checkpoint, Path(output), quantization=quantization)
+is_running = False
+thread.join()
+print(peak[0] - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "limit_mib"), [("plain", 8), ("nvfp4", 160)])
+def test_memory_holds_pieces_of_one_matrix_however_many_there_are(form: str, limit_mib: int, tmp_path: Path) -> None:
+    """8 MiB is one matrix; packing takes a piece of four million numbers in six fp32 copies."""
+    config = tiny_config(num_hidden_layers=24, hidden_size=1024, intermediate_size=4096, head_dim=128)
+    source = tmp_path / "wide"
+    write_zeros(config, source)
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(source), str(tmp_path / "out"), form], capture_output=True, text=True, check=True
+    )
+    assert (source / "model.safetensors").stat().st_size > 600 * 2**20
+    assert int(found.stdout) < limit_mib * 2**20
+
+
+def write_zeros(config: ModelConfig, directory: Path) -> None:
+    """A checkpoint without data on disk."""
+    directory.mkdir()
+    head, spans = plan_spans({name: ("bfloat16", shape) for name, shape in decoder_shapes(config).items()})
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(max(span.start + span.num_bytes for span in spans.values()))
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    (directory / "tokenizer.json").write_text("{}")

@@ -107,8 +107,14 @@ def test_formats_of_single_layers_are_listed(exported: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config_name", ["NVFP4_DEFAULT_CFG", "FP8_DEFAULT_CFG"])
-def test_modelopt_itself_writes_the_same_tensors(config_name: str, tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config_name", "dtype"),
+    # Of bfloat16 weights ModelOpt rounds an FP8 quotient to bfloat16 first.
+    [("NVFP4_DEFAULT_CFG", "bfloat16"), ("NVFP4_DEFAULT_CFG", "float32"), ("FP8_DEFAULT_CFG", "float32")],
+)
+def test_modelopt_itself_writes_the_same_tensors(
+    config_name: str, dtype: str, tiny_checkpoint_dir: Path, tmp_path: Path
+) -> None:
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
     from safetensors.torch import load_file
@@ -118,8 +124,7 @@ def test_modelopt_itself_writes_the_same_tensors(config_name: str, tiny_checkpoi
 
     checkpoint = Checkpoint.open(tiny_checkpoint_dir)
     export_hf(ExportSource.from_checkpoint(checkpoint), tmp_path / "plain")
-    # In fp32: of bfloat16 weights ModelOpt rounds the quotient to bfloat16 before it rounds it to FP8.
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=getattr(torch, dtype))
     ids = torch.randint(128, 300, (2, 40), generator=torch.Generator().manual_seed(0))
     with cpu_config(getattr(mtq, config_name)) as config:
         mtq.quantize(model, config, lambda module: module(ids))
@@ -128,7 +133,7 @@ def test_modelopt_itself_writes_the_same_tensors(config_name: str, tiny_checkpoi
     form = theirs.recipe().format
     assert len(theirs.formats) == 7 * checkpoint.config.num_hidden_layers
     quantization = LayerQuantization(Recipe(form), theirs.input_amax)
-    export_hf(ExportSource.from_checkpoint(checkpoint), tmp_path / "ours", quantization=quantization, dtype="float32")
+    export_hf(ExportSource.from_checkpoint(checkpoint), tmp_path / "ours", quantization=quantization, dtype=dtype)
     stored, expected = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
     assert stored.keys() == expected.keys()
     # ModelOpt leaves FP8 matrices over one input their own scales, ours share one as engines that join them need.
