@@ -11,13 +11,13 @@ import torch
 
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.model_source import ModelSource, open_source
-from nemodiff_trt.build_engines.quantize import CALIBRATION_FILE, calibrated, read_recipes
+from nemodiff_trt.build_engines.quantize import calibrated, read_recipes
 from nemodiff_trt.build_engines.report import RoleGraph, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
 from nemodiff_trt.build_engines.stored_weights import plan_weights
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines, builder_for
 from nemodiff_trt.bundle import Bundle, BundleWriter, Manifest, build_key, check_output, tool_versions
-from nemodiff_trt.bundle.manifest import REPORT_FILE, WEIGHTS_FILE
+from nemodiff_trt.bundle.manifest import CALIBRATION_FILE, REPORT_FILE, WEIGHTS_FILE
 from nemodiff_trt.bundle.tokenizer_files import copy_tokenizer
 from nemodiff_trt.bundle.weight_writer import StoredWeights, WeightLayouter, write_weights
 from nemodiff_trt.contract import ENGINE_FLOAT

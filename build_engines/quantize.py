@@ -13,18 +13,12 @@ from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.options import CompileOptions
-from nemodiff_trt.quantization.facts import QuantizationFacts
+from nemodiff_trt.quantization.facts import NOT_CALIBRATED, QuantizationFacts
 from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear
-from nemodiff_trt.quantization.recipe import ActivationRange, Recipe
+from nemodiff_trt.quantization.ranges import find_ranges
+from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.quantization.statistics import ActivationStatistics
-from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.vocabulary import Role
-
-# In the bundle: ranges by layer and role, in the form that --calibration takes.
-CALIBRATION_FILE = "calibration.json"
-_STATISTICS_SUFFIX = ".json"
-# Longer texts are cut: ranges of activations hardly grow with position, and a step behind more tokens costs more.
-_MAX_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +49,9 @@ class Quantization:
 
     def facts(self, is_rehearsal: bool) -> QuantizationFacts:
         """For the manifest."""
-        text = "none, ranges are random"
-        if self.statistics is not None:
-            counts = f"{self.statistics.num_sequences} sequences, {self.statistics.num_tokens} tokens"
-            text = f"{self.statistics.activations} over {counts}" if self.packed is None else "that of the quantised checkpoint"
+        text = self.statistics.describe() if self.statistics is not None else NOT_CALIBRATED
+        if self.packed is not None:
+            text = "that of the quantised checkpoint"
         return QuantizationFacts(self.recipe, self.draft_recipe, text, is_rehearsal)
 
     def digest(self) -> str:
@@ -85,37 +78,15 @@ def read_recipes(options: CompileOptions, model: ModelConfig) -> Quantization | 
 
 
 def calibrated(quantization: Quantization, options: CompileOptions, clock: StageClock) -> Quantization:
-    """The same with ranges: read from the file of `options`, or found by running its prompts or generated ones.
+    """The same with ranges of activations; without a checkpoint there are none.
 
     Raises:
-        InvalidInputError: the file is not usable, belongs to another checkpoint, or ModelOpt is not installed.
+        InvalidInputError: the file of `options` is not usable, belongs to another checkpoint, or ModelOpt is not installed.
     """
     if options.checkpoint is None:
         return quantization
     checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint))
-    path = options.calibration
-    if path is not None and path.suffix == _STATISTICS_SUFFIX:
-        statistics = ActivationStatistics.from_file(path)
-        if statistics.checkpoint != checkpoint.identity:
-            raise InvalidInputError("calibration", str(path), f"ranges of this checkpoint ({checkpoint.identity[:12]}...)")
-        return Quantization(quantization.recipe, quantization.draft_recipe, statistics)
     with clock.stage("calibrate", total=checkpoint.config.num_hidden_layers):
-        activations = quantization.recipe.activations
-        statistics = run_calibration(checkpoint, options, activations, clock)
+        activations, on_layer = quantization.recipe.activations, clock.listener.advance
+        statistics = find_ranges(checkpoint, options.calibration, options.limits, activations, on_layer)
     return Quantization(quantization.recipe, quantization.draft_recipe, statistics)
-
-
-def run_calibration(
-    checkpoint: Checkpoint, options: CompileOptions, activations: ActivationRange, clock: StageClock
-) -> ActivationStatistics:
-    """Ranges over the prompts of `options.calibration`, or over generated problems."""
-    from nemodiff_trt.quantization.calibration import calibrate
-    from nemodiff_trt.quantization.calibration_text import generated_samples, plan_sequences, read_samples
-
-    tokenizer, model = Tokenizer.from_dir(checkpoint.path), checkpoint.config
-    path = options.calibration
-    samples = generated_samples(tokenizer, model) if path is None else read_samples(path, tokenizer)
-    block, longest = options.block_length, min(_MAX_TOKENS, options.max_seq_len)
-    # Every role whatever the modes: the ranges serve other builds of the checkpoint too.
-    sequences = plan_sequences(samples, model, block, longest, tuple(Role))
-    return calibrate(checkpoint, sequences, activations, on_layer=clock.listener.advance)

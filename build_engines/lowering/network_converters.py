@@ -26,7 +26,14 @@ def network_dtype(api: Any, dtype: torch.dtype) -> Any:
     Raises:
         LoweringError: TensorRT has no such type here.
     """
-    known = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.int64: "int64"}
+    known = {
+        torch.float32: "float32",
+        torch.float16: "float16",
+        torch.bfloat16: "bfloat16",
+        torch.float8_e4m3fn: "fp8",
+        torch.float4_e2m1fn_x2: "fp4",
+        torch.int64: "int64",
+    }
     if dtype not in known:
         raise LoweringError(f"{dtype} has no TensorRT type here")
     return getattr(api, known[dtype])

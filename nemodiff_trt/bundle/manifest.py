@@ -27,6 +27,8 @@ MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights/shared.safetensors"
 REPORT_FILE = "report.json"
 TOKENIZER_DIR = "tokenizer"
+# Ranges of activations by layer and role, in the form that --calibration takes.
+CALIBRATION_FILE = "calibration.json"
 ENGINES_DIR = "engines"
 
 
@@ -129,6 +131,11 @@ class Manifest:
     def compute_precision(self) -> Precision:
         """Precision of activations and cache, whatever the linear layers have."""
         return compute_precision(self.precision, self.target)
+
+    @property
+    def has_baked_scales(self) -> bool:
+        """Whether engines hold scales of one checkpoint, or random ones in their place, while other weights are bound."""
+        return self.quantization is not None and any(engine.constants for engine in self.roles.values())
 
     def to_bytes(self) -> bytes:
         """Content of `manifest.json`, its own digest included."""

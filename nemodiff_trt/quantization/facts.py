@@ -8,6 +8,9 @@ from typing import Any
 from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.vocabulary import Role
 
+# In place of a description of the calibration.
+NOT_CALIBRATED = "none"
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationFacts:

@@ -43,6 +43,10 @@ class ActivationStatistics:
             raise InvalidInputError("calibration", linear, f"one of the {len(self.amax)} layers that were calibrated")
         return max(self.amax[linear].values())
 
+    def describe(self) -> str:
+        """For people: how ranges were taken, and from how much text."""
+        return f"{self.activations} over {self.num_sequences} sequences, {self.num_tokens} tokens"
+
     def to_bytes(self) -> bytes:
         """JSON text."""
         content = {
