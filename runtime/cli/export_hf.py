@@ -42,7 +42,7 @@ class ExportArguments:
     ] = None
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", metavar="F", help="calibration.json of a quantised bundle of the checkpoint."),
+        typer.Option("--calibration", metavar="F", help="Prompts, or calibration.json of a bundle, as in a build."),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an exported checkpoint once the new one is complete.")] = False
     as_json: AsJson = False
@@ -105,8 +105,9 @@ def _source(arguments: ExportArguments) -> tuple[ExportSource, LayerQuantization
 def _quantization(arguments: ExportArguments, checkpoint: Checkpoint) -> LayerQuantization | None:
     """Formats and ranges of a quantised export."""
     from nemodiff_trt.hf_export import LayerQuantization
+    from nemodiff_trt.options import CompileOptions
+    from nemodiff_trt.quantization.ranges import find_ranges
     from nemodiff_trt.quantization.recipe import Recipe
-    from nemodiff_trt.quantization.statistics import ActivationStatistics
 
     if all(getattr(arguments, name) is None for name in _QUANTIZING):
         return None
@@ -115,10 +116,7 @@ def _quantization(arguments: ExportArguments, checkpoint: Checkpoint) -> LayerQu
         raise InvalidInputError("precision", arguments.precision, f"{', '.join(formats)}; leave it out to keep the weights")
     default = formats[arguments.precision] if arguments.precision else None
     recipe = Recipe.from_file(arguments.recipe, default) if arguments.recipe else Recipe(default)
-    if arguments.calibration is None:
-        raise InvalidInputError("calibration", None, "calibration.json of a quantised bundle of this checkpoint")
-    statistics = ActivationStatistics.from_file(arguments.calibration)
-    if statistics.checkpoint != checkpoint.identity:
-        allowed = f"ranges of this checkpoint ({checkpoint.identity[:12]}...)"
-        raise InvalidInputError("calibration", str(arguments.calibration), allowed)
+    # As in a build with nothing said about lengths.
+    limits = CompileOptions(checkpoint=arguments.checkpoint).limits
+    statistics = find_ranges(checkpoint, arguments.calibration, limits, recipe.activations)
     return LayerQuantization(recipe, statistics.input_amax)
