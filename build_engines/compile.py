@@ -44,7 +44,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
     with clock.stage("open model"):
         source = open_source(options)
         options.check_model(source.model)
-        quantization = read_recipes(options, source.model)
+        quantization = read_recipes(options, source.model) if source.quantization is None else None
     if quantization is not None:
         source = source.quantized(calibrated(quantization, options, clock))
     key = build_key(source.identity, options, tool_versions(options.target, options.plugins))

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemodiff_trt.build_engines.imported_quantization import imported_quantization
 from nemodiff_trt.build_engines.quantize import Quantization
 from nemodiff_trt.bundle import AdapterFacts
 from nemodiff_trt.bundle.weight_writer import Source, checkpoint_source
@@ -16,6 +17,7 @@ from nemodiff_trt.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_DIR
 from nemodiff_trt.config import ModelConfig, read_json_object
 from nemodiff_trt.full_size import ADAPTER_ALPHA, ADAPTER_RANK, FULL_SIZE_CONFIGS, full_size_config
 from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.quantization.quantized_checkpoint import QuantizedCheckpoint, is_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,14 @@ def open_source(options: CompileOptions) -> ModelSource:
         adapter = AdapterFacts(settings.rank, settings.scale) if is_wanted and settings else None
         identity = hashlib.sha256(json.dumps(model.to_dict(), sort_keys=True).encode()).hexdigest()
         return ModelSource(model, adapter, identity, None, None)
-    checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint or ""))
+    directory = resolve_checkpoint(options.checkpoint or "")
+    checkpoint = QuantizedCheckpoint.open(directory) if is_quantized(directory) else Checkpoint.open(directory)
     found = checkpoint.adapter
     adapter = AdapterFacts(found.rank, found.scale) if is_wanted and found is not None else None
-    return ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
+    source = ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        return dataclasses.replace(source, quantization=imported_quantization(checkpoint, options))
+    return source
 
 
 def _geometry(config: str) -> tuple[ModelConfig, AdapterSettings | None]:

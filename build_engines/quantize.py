@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemodiff_trt.build_engines.stages import StageClock
@@ -13,6 +14,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.quantization.facts import NOT_CALIBRATED, QuantizationFacts
+from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear
 from nemodiff_trt.quantization.ranges import find_ranges
 from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.quantization.statistics import ActivationStatistics
@@ -21,11 +23,15 @@ from nemodiff_trt.vocabulary import Precision, Role
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Recipes of a build and, once known, the ranges of activations; `statistics` stays None without a checkpoint."""
+    """Recipes of a build and, once known, the ranges of activations; `statistics` stays None without a checkpoint.
+
+    `packed` gives layers of a checkpoint that came quantised.
+    """
 
     recipe: Recipe
     draft_recipe: Recipe
     statistics: ActivationStatistics | None = None
+    packed: Callable[[str], QuantizedLinear] | None = None
 
     def recipe_of(self, role: Role) -> Recipe:
         return self.draft_recipe if role is Role.DRAFT else self.recipe
@@ -39,11 +45,13 @@ class Quantization:
         """
         if self.statistics is None:
             raise InvalidInputError("calibration", None, "a checkpoint to calibrate")
-        return QuantizedScales(self.statistics.input_amax, self.recipe.weights)
+        return QuantizedScales(self.statistics.input_amax, self.recipe.weights, self.packed)
 
     def facts(self, is_rehearsal: bool) -> QuantizationFacts:
         """For the manifest."""
         text = self.statistics.describe() if self.statistics is not None else NOT_CALIBRATED
+        if self.packed is not None:
+            text = "that of the quantised checkpoint"
         return QuantizationFacts(self.recipe, self.draft_recipe, text, is_rehearsal)
 
     def digest(self) -> str:

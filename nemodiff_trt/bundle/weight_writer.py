@@ -20,6 +20,7 @@ from nemodiff_trt.checkpoint.layout import adapter_decoder_name, adapter_tensor_
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import BundleError
 from nemodiff_trt.model.rotary_tables import build_rotary_tables
+from nemodiff_trt.quantization.quantized_checkpoint import QuantizedCheckpoint
 
 # Rows are converted and transposed in pieces of this size, so that a large matrix is never held in memory.
 _BLOCK_BYTES = 32 * 2**20
@@ -27,7 +28,7 @@ _BLOCK_BYTES = 32 * 2**20
 Source = Callable[[str], Tensor]
 
 
-def checkpoint_source(checkpoint: Checkpoint) -> Source:
+def checkpoint_source(checkpoint: Checkpoint | QuantizedCheckpoint) -> Source:
     """Tensors by decoder name, as memory-mapped views; the adapter's matrices too."""
     names: dict[str, str] = {}
     if checkpoint.adapter is not None:
@@ -88,6 +89,9 @@ class WeightLayouter:
             rope, width = self._model.rope_parameters, self._model.head_dim
             with torch.device("cpu"):
                 yield getattr(build_rotary_tables(rope, width, self._capacity, dtype), name)
+            return
+        if layout.encoding is not Encoding.PLAIN and self._encoder is not None and self._encoder.is_packed:
+            yield from self._encoder.packed_blocks(layout)
             return
         if layout.combine is Combine.MERGE_ADAPTER:
             sources = [self._merged(layout.sources)]

@@ -173,6 +173,15 @@ def linear_names(model: ModelConfig) -> tuple[str, ...]:
     return (*in_layers, HEAD)
 
 
+def joined_linears(linear: str) -> tuple[str, ...]:
+    """Layers that engines multiply as one matrix, `linear` among them, in the order they are joined."""
+    for group in _JOINED:
+        for name in group:
+            if linear.endswith(f".{name}"):
+                return tuple(f"{linear.removesuffix(name)}{each}" for each in group)
+    return (linear,)
+
+
 def layer_of(tensor: str) -> str:
     """Name of the linear layer whose matrix is `tensor`."""
     return tensor.removesuffix(".weight")

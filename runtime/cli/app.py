@@ -9,6 +9,7 @@ from nemodiff_trt.runtime.cli.bind import BindArguments, bind
 from nemodiff_trt.runtime.cli.calibrate import CalibrateArguments, calibrate
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
 from nemodiff_trt.runtime.cli.check import CheckArguments, check
+from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.train import train
@@ -27,6 +28,7 @@ def build_app() -> typer.Typer:
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
     app.command("calibrate")(dataclass_command("calibrate", CalibrateArguments, calibrate))
+    app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.
