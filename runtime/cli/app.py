@@ -13,6 +13,7 @@ from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.train import train
+from nemodiff_trt.runtime.cli.triton_repo import TritonRepoArguments, triton_repo
 
 
 def build_app() -> typer.Typer:
@@ -31,6 +32,7 @@ def build_app() -> typer.Typer:
     app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
+    app.command("triton-repo")(dataclass_command("triton_repo", TritonRepoArguments, triton_repo))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.
     app.command(
         "train",
