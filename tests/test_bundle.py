@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 
+from nemodiff_trt import atomic_folder
 from nemodiff_trt.bundle import (
     AdapterFacts,
     Bundle,
@@ -25,7 +26,6 @@ from nemodiff_trt.bundle import (
     mapped_tensors,
     tensor_over,
 )
-from nemodiff_trt.bundle import writer as writer_module
 from nemodiff_trt.bundle.safetensors_layout import plan_spans
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, InvalidInputError
@@ -208,7 +208,7 @@ def test_an_existing_bundle_is_replaced_only_with_force(bundle_dir: Path) -> Non
 
 
 def test_replacing_works_where_names_cannot_be_exchanged(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_exchange", lambda *_: False)
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *_: False)
     write_bundle(bundle_dir, force=True, build_key="k2")
     assert Bundle.open(bundle_dir).manifest.build_key == "k2"
     assert siblings(bundle_dir) == ["b"]

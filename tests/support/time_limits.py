@@ -17,6 +17,7 @@ FOLDER_TIMEOUTS_S = {
     "plugins": 60,
     "quantization": 120,
     "runtime": 120,
+    "serving": 120,
     "training": 120,
 }
 SLOW_TIMEOUT_S = 1800

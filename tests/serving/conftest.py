@@ -1,0 +1,8 @@
+"""Benchmarks are scripts, not a package: their modules are found here by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
