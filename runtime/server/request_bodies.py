@@ -36,6 +36,7 @@ class Job:
         include_usage: a stream ends with the usage.
         trace: pieces tell what every engine run did.
         echo: answers begin with their prompt.
+        return_token_ids: answers and their pieces tell the ids of their tokens.
     """
 
     prompts: tuple[Prompt, ...]
@@ -46,6 +47,7 @@ class Job:
     include_usage: bool = False
     trace: bool = False
     echo: bool = False
+    return_token_ids: bool = False
 
 
 class TextPart(BaseModel):
@@ -108,6 +110,7 @@ _COMMON: dict[str, Any] = {
     "n": (int | None, Field(None, ge=1, description="Answers to each prompt.")),
     "stream": (bool | None, Field(None, description="Send the answer as it is written.")),
     "stream_options": (StreamOptions | None, None),
+    "return_token_ids": (bool | None, Field(None, description="Tell the ids of tokens.")),
     "trace": (bool | None, Field(None, description="With stream: tell what every engine run did.")),
 }
 ChatBody = request_model(
@@ -226,5 +229,6 @@ def _job(
         stream=bool(given.stream),
         include_usage=bool(given.stream_options and given.stream_options.include_usage),
         trace=bool(given.trace),
+        return_token_ids=bool(given.return_token_ids),
         echo=bool(getattr(given, "echo", None)),
     )
