@@ -19,7 +19,7 @@ class InProcessClient:
 
     async def stream(self, call: Call) -> AsyncGenerator[Piece, None]:
         try:
-            options = GenerationOptions(**call.options)
+            options = GenerationOptions().changed(**call.options)
             async for event in self._serving.stream(call.prompt, options):
                 reason = None if event.result is None else str(event.result.finish_reason)
                 yield Piece(event.text, len(event.token_ids), event.token_ids, reason)

@@ -21,7 +21,7 @@ PERCENTILES = (50, 90, 99)
 def expected_answers(engine: TriModeEngine, calls: list[Call]) -> dict[int, GenerationResult]:
     """Answer every call that is not flawed in this process, by number."""
     numbers = {
-        engine.submit(call.prompt, GenerationOptions(**call.options), stream_text=False): call.number
+        engine.submit(call.prompt, GenerationOptions().changed(**call.options), stream_text=False): call.number
         for call in calls
         if call.flaw is None
     }

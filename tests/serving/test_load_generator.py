@@ -18,16 +18,20 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.engine import AsyncTriModeEngine, EngineOptions, TriModeEngine
 from nemodiff_trt.tokenizer import Tokenizer
 from support.checkpoints import write_tokenizer
-from support.scripted_session import ScriptedSession, counting, guess_from
+from support.scripted_session import Prefix, ScriptedSession, guess_from
 
 LIMITS = Limits(max_batch_size=4, max_seq_len=2048, block_length=32, prefill_chunk=256)
 MIX = Mix(cancelled=0.2, flawed=0.2, max_new_tokens=(2, 12))
 
 
+def next_token(prefix: Prefix) -> int:
+    return 130 + len(prefix) % 200
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> TriModeEngine:
     write_tokenizer(tmp_path)
-    session = ScriptedSession(counting(110), guess_from(counting(110), 1, 0.8), LIMITS)
+    session = ScriptedSession(next_token, guess_from(next_token, 1, 0.8), LIMITS)
     return TriModeEngine(session, Tokenizer.from_dir(tmp_path), EngineOptions(prefix_rows=0))
 
 
