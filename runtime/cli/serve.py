@@ -74,6 +74,9 @@ def serve(arguments: ServeArguments) -> None:
         timeout_s=arguments.request_timeout,
         log_prompts=arguments.log_prompts,
     )
+    if arguments.max_waiting < arguments.max_answers:
+        allowed = f"at least {arguments.max_answers}, so that all answers of one request can wait (max_answers)"
+        raise InvalidInputError("max_waiting", arguments.max_waiting, allowed)
     limits = EngineOptions(max_active=arguments.max_active, max_waiting=arguments.max_waiting)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     engine, model = open_engine(arguments.bundle, limits, arguments.num_threads, arguments.verify)

@@ -65,6 +65,7 @@ def create_app(
 
     # The pages of API documentation that the framework offers load scripts from elsewhere.
     app = FastAPI(title="nemodiff serve", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.metrics = metrics
     _add_error_handlers(app)
     pages = read_page_files()
     open_paths = frozenset({"/health", *(page.path for page in pages)})

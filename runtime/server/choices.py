@@ -23,59 +23,66 @@ FINISH_REASONS = {
 
 @dataclass(slots=True)
 class Piece:
-    """What one engine run, or several, added to an answer."""
+    """What one engine run, or several, added to an answer. `token_ids` is None where nobody asked for them."""
 
     content: str
     reasoning: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     result: GenerationResult | None = None
+    token_ids: tuple[int, ...] | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not (self.content or self.reasoning or self.logprobs or self.result)
+        return not (self.content or self.reasoning or self.logprobs or self.result or self.token_ids)
 
 
 class Choice:
     """Follows the events of one answer."""
 
-    __slots__ = ("_end_think", "_num_characters", "_num_reasoning", "_thought", "_tokenizer", "reasoning_tokens")
+    __slots__ = ("_cut", "_end_think", "_keeps_ids", "_num_characters", "_thought", "_tokenizer", "reasoning_tokens")
 
-    def __init__(self, tokenizer: Tokenizer, is_thinking: bool) -> None:
-        """`is_thinking`: the prompt opened a think section, so the answer begins inside it."""
+    def __init__(self, tokenizer: Tokenizer, is_thinking: bool, keeps_ids: bool) -> None:
+        """`is_thinking`: the prompt opened a think section, so the answer begins inside it. `keeps_ids`: of its tokens."""
         self._tokenizer = tokenizer
+        self._keeps_ids = keeps_ids
         self._end_think = tokenizer.end_think_token_id
-        # Tokens of the open think section; characters of the answer so far, and how many of them are thought once it is closed.
+        # Tokens of the open think section; characters of the answer so far; where the thought ends in them and what follows
+        # begins, once the section is closed.
         self._thought: list[int] | None = [] if is_thinking and self._end_think is not None else None
         self._num_characters = 0
-        self._num_reasoning: int | None = None if self._thought is not None else 0
+        self._cut: tuple[int, int] | None = None if self._thought is not None else (0, 0)
         self.reasoning_tokens = 0
 
     def push(self, event: StreamEvent) -> Piece:
         """Take in one engine run."""
         reasoning, content = self._split(event.text, event.token_ids)
-        return Piece(content, reasoning, list(event.step.logprobs), event.result)
+        ids = event.token_ids if self._keeps_ids else None
+        return Piece(content, reasoning, list(event.step.logprobs), event.result, ids)
 
     def whole(self, result: GenerationResult) -> Piece:
         """A finished answer, of which nothing was pushed."""
         reasoning, content = self._split(result.text, result.token_ids)
-        return Piece(content, reasoning, list(result.logprobs), result)
+        return Piece(content, reasoning, list(result.logprobs), result, result.token_ids if self._keeps_ids else None)
 
     def _split(self, text: str, token_ids: tuple[int, ...]) -> tuple[str, str]:
         """Text runs behind the tokens where characters are held back, so it is cut by its length."""
         if self._thought is not None:
-            for place, token in enumerate(token_ids):
-                self.reasoning_tokens += 1
-                if token == self._end_think:
-                    self._thought += token_ids[:place]
-                    self._num_reasoning, self._thought = len(self._tokenizer.decode(self._thought)), None
-                    break
-            else:
-                self._thought += token_ids
+            self._think(self._thought, token_ids)
         begin, self._num_characters = self._num_characters, self._num_characters + len(text)
-        if self._num_reasoning is None:
+        if self._cut is None:
             return text, ""
-        cut = max(self._num_reasoning - begin, 0)
-        return text[:cut], text[cut:]
+        end_of_thought, begin_of_rest = (max(place - begin, 0) for place in self._cut)
+        return text[:end_of_thought], text[begin_of_rest:]
+
+    def _think(self, thought: list[int], token_ids: tuple[int, ...]) -> None:
+        for token in token_ids:
+            thought.append(token)
+            self.reasoning_tokens += 1
+            if token == self._end_think:
+                decode = self._tokenizer.decode
+                # The closing tag itself is part of neither.
+                self._cut, self._thought = (len(decode(thought[:-1])), len(decode(thought))), None
+                return
 
 
 def usage_of(results: list[GenerationResult], n: int, reasoning_tokens: int) -> dict[str, Any]:

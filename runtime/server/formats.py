@@ -136,6 +136,7 @@ class CompletionFormat:
 
 
 def _end(piece: Piece) -> dict[str, Any]:
+    ids = {} if piece.token_ids is None else {"token_ids": list(piece.token_ids)}
     if piece.result is None:
-        return {"finish_reason": None}
-    return {"finish_reason": FINISH_REASONS[piece.result.finish_reason], "nemodiff": details_of(piece.result)}
+        return ids | {"finish_reason": None}
+    return ids | {"finish_reason": FINISH_REASONS[piece.result.finish_reason], "nemodiff": details_of(piece.result)}

@@ -72,9 +72,10 @@ class Front:
     def _is_known(self, authorization: str) -> bool:
         if not self._keys:
             return True
+        # Headers are decoded as Latin-1, whatever they hold.
         kind, _, given = authorization.partition(" ")
         # All of them are compared, so that the time tells nothing of which one was close.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self._keys]
         return kind.lower() == "bearer" and any(matches)
 
     def _finish(self, scope: Scope, status: int, begin_s: float) -> None:

@@ -18,7 +18,7 @@ from nemodiff_trt.runtime.server.formats import AnswerFormat
 from nemodiff_trt.runtime.server.metrics import ServerMetrics
 from nemodiff_trt.runtime.server.request_bodies import Job
 from nemodiff_trt.runtime.server.token_texts import TokenTexts
-from nemodiff_trt.runtime.server.traces import trace_of
+from nemodiff_trt.runtime.server.traces import Trace
 from nemodiff_trt.tokenizer import Tokenizer
 
 _Item = tuple[int, StreamEvent] | NemodiffError
@@ -43,8 +43,9 @@ class Generation:
         self._timeout_s = timeout_s
         # Answers with a token.
         self._begun: set[int] = set()
-        self._texts = TokenTexts(tokenizer)
-        self._choices = [Choice(tokenizer, job.options.enable_thinking) for _ in range(self.num_answers)]
+        self._choices = [Choice(tokenizer, job.options.enable_thinking, job.return_token_ids) for _ in range(self.num_answers)]
+        texts = TokenTexts(tokenizer)
+        self._traces = [Trace(tokenizer, texts) for _ in range(self.num_answers if job.trace else 0)]
         self._last_s = [time.perf_counter()] * self.num_answers
 
     @property
@@ -97,7 +98,7 @@ class Generation:
             return None
         body = answers.piece(index, piece)
         if self._job.trace:
-            body["choices"][0]["trace"] = trace_of(event, self._texts)
+            body["choices"][0]["trace"] = self._traces[index].push(event)
         return body | {"usage": None} if self._job.include_usage else body
 
     def _usage(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Job:
         include_usage: a stream ends with the usage.
         trace: pieces tell what every engine run did.
         echo: answers begin with their prompt.
+        return_token_ids: answers and their pieces tell the ids of their tokens.
     """
 
     prompts: tuple[Prompt, ...]
@@ -46,6 +47,7 @@ class Job:
     include_usage: bool = False
     trace: bool = False
     echo: bool = False
+    return_token_ids: bool = False
 
 
 class TextPart(BaseModel):
@@ -108,6 +110,7 @@ _COMMON: dict[str, Any] = {
     "n": (int | None, Field(None, ge=1, description="Answers to each prompt.")),
     "stream": (bool | None, Field(None, description="Send the answer as it is written.")),
     "stream_options": (StreamOptions | None, None),
+    "return_token_ids": (bool | None, Field(None, description="Tell the ids of tokens.")),
     "trace": (bool | None, Field(None, description="With stream: tell what every engine run did.")),
 }
 ChatBody = request_model(
@@ -156,12 +159,12 @@ def read_chat(body: bytes, defaults: GenerationOptions, server: ServerOptions) -
     logprobs = (given.top_logprobs or 0) if given.logprobs else None
     if given.top_logprobs is not None and not given.logprobs:
         raise invalid("top_logprobs", given.top_logprobs, "nothing without logprobs")
-    more: dict[str, Any] = {"logprobs": logprobs}
+    more: dict[str, tuple[str, Any]] = {"logprobs": ("top_logprobs" if given.top_logprobs else "logprobs", logprobs)}
     template = given.chat_template_kwargs
     if given.enable_thinking is None and template is not None and template.enable_thinking is not None:
-        more["enable_thinking"] = template.enable_thinking
-    options, names = read_options(given, defaults, **more)
-    names |= {"prompt": "messages", "logprobs": "top_logprobs" if given.top_logprobs else "logprobs"}
+        more["enable_thinking"] = ("chat_template_kwargs", template.enable_thinking)
+    options, names = read_options(given, defaults, more)
+    names["prompt"] = "messages"
     return _job(given, ([message.to_prompt() for message in given.messages],), options, names, server)
 
 
@@ -169,7 +172,7 @@ def read_completion(body: bytes, defaults: GenerationOptions, server: ServerOpti
     """What a body of POST /v1/completions asks for; errors as for `read_chat`."""
     given: Any = _parse(CompletionBody, body, server)
     limit = min(DEFAULT_COMPLETION_TOKENS, defaults.max_new_tokens)
-    options, names = read_options(given, defaults.changed(max_new_tokens=limit), logprobs=given.logprobs)
+    options, names = read_options(given, defaults.changed(max_new_tokens=limit), {"logprobs": ("logprobs", given.logprobs)})
     if given.echo and given.logprobs is not None:
         raise invalid("echo", True, "false with logprobs: those of the prompt are not computed")
     prompt = given.prompt
@@ -193,8 +196,8 @@ def _parse(model: type[BaseModel], body: bytes, server: ServerOptions) -> BaseMo
 
 
 def _to_api_error(error: ValidationError) -> ApiError:
-    """The first thing that is wrong."""
-    details = error.errors(include_url=False, include_context=False)[0]
+    """The thing that is wrong: of a union, what is wrong in the branch that fits best."""
+    details = max(error.errors(include_url=False, include_context=False), key=lambda one: len(one["loc"]))
     if details["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {details['msg']}", code="invalid_json")
     # The location also names the branch of a union that did not match.
@@ -226,5 +229,6 @@ def _job(
         stream=bool(given.stream),
         include_usage=bool(given.stream_options and given.stream_options.include_usage),
         trace=bool(given.trace),
+        return_token_ids=bool(given.return_token_ids),
         echo=bool(getattr(given, "echo", None)),
     )

@@ -90,19 +90,21 @@ def request_model(name: str, own: Mapping[str, Any]) -> type[BaseModel]:
     return create_model(name, __config__=_CONFIG, **fields)
 
 
-def read_options(body: BaseModel, defaults: GenerationOptions, **more: Any) -> tuple[GenerationOptions, dict[str, str]]:
+def read_options(
+    body: BaseModel, defaults: GenerationOptions, more: Mapping[str, tuple[str, Any]]
+) -> tuple[GenerationOptions, dict[str, str]]:
     """The options a body asks for, and the names it has for those that it gives.
 
     Args:
         body: checked against its model.
         defaults: of what it leaves out.
-        **more: options that are not in the table.
+        more: options that are not in the table: the name the body has for them, and the value.
 
     Raises:
         ApiError: an option cannot be used.
     """
-    given: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    given = {option: value for option, (_, value) in more.items()}
+    names = {option: name for option, (name, _) in more.items()}
     for field in OPTION_FIELDS:
         value = getattr(body, field.name, None)
         if value is None:
@@ -115,6 +117,6 @@ def read_options(body: BaseModel, defaults: GenerationOptions, **more: Any) -> t
             raise invalid(field.name, value, f"the same as {names[field.option]}, or only one of them")
         names[field.option] = field.name
     try:
-        return defaults.changed(**given, **more), names
+        return defaults.changed(**given), names
     except InvalidInputError as error:
         raise invalid(names.get(error.field, error.field), error.value, error.allowed) from error
