@@ -12,12 +12,13 @@ import torch
 
 from nemodiff_trt.build_engines.capture import capture_step
 from nemodiff_trt.build_engines.model_source import ModelSource, open_source
+from nemodiff_trt.build_engines.quantize import calibrated, read_recipes
 from nemodiff_trt.build_engines.report import RoleGraph, realised_operators, report_content
 from nemodiff_trt.build_engines.stages import ProgressListener, SilentListener, StageClock
 from nemodiff_trt.build_engines.stored_weights import plan_weights
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines, builder_for
 from nemodiff_trt.bundle import Bundle, BundleWriter, Manifest, build_key, check_output, tool_versions
-from nemodiff_trt.bundle.manifest import REPORT_FILE, WEIGHTS_FILE
+from nemodiff_trt.bundle.manifest import CALIBRATION_FILE, REPORT_FILE, WEIGHTS_FILE
 from nemodiff_trt.bundle.tokenizer_files import copy_tokenizer
 from nemodiff_trt.bundle.weight_writer import StoredWeights, WeightLayouter, write_weights
 from nemodiff_trt.contract import ENGINE_FLOAT
@@ -43,10 +44,13 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
     with clock.stage("open model"):
         source = open_source(options)
         options.check_model(source.model)
-        key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
+        quantization = read_recipes(options, source.model) if source.quantization is None else None
+    if quantization is not None:
+        source = source.quantized(calibrated(quantization, options, clock))
+    key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):
-            dtype = getattr(torch, ENGINE_FLOAT[options.precision])
+            dtype = getattr(torch, ENGINE_FLOAT[options.compute_precision])
             captured = capture_step(source.model, dtype, options.limits.cache_capacity)
         with clock.stage("passes", total=len(options.roles)):
             roles = _run_passes(captured, source, options, clock)
@@ -55,7 +59,8 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         if source.tensors is not None:
             _write_weights(writer.path, source, stored, options, clock)
         has_weights = source.tensors is not None
-        built = build(BuildInput(options, source.model, source.adapter, graphs, stored, has_weights, writer.path, clock))
+        facts = source.quantization.facts(is_rehearsal=False) if source.quantization else None
+        built = build(BuildInput(options, source.model, source.adapter, graphs, stored, has_weights, writer.path, clock, facts))
         if options.strict and built.warnings:
             raise AuditError(f"{len(built.warnings)} findings, the first: {built.warnings[0]}")
         with clock.stage("publish"):
@@ -63,6 +68,8 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
                 copy_tokenizer(source.tokenizer_dir, writer.path)
             report = report_content(roles, built, key, clock.seconds, writer.path)
             (writer.path / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if source.quantization is not None and source.quantization.statistics is not None:
+                (writer.path / CALIBRATION_FILE).write_bytes(source.quantization.statistics.to_bytes())
             realised = realised_operators(graphs.values(), options.target)
             writer.publish(_manifest(source, built, stored, writer, BuildFacts(options, key, realised)))
     return Bundle.open(options.output, verify=False)
@@ -94,11 +101,12 @@ def _run_passes(captured: StepGraph, source: ModelSource, options: CompileOption
         pass_options = PassOptions(
             role=role,
             model=source.model,
-            precision=options.precision,
+            precision=options.compute_precision,
             adapter=source.adapter,
             adapter_form=options.draft_adapter,
             keep_logits=options.sampling,
             cache_capacity=options.limits.cache_capacity,
+            recipe=source.quantization.recipe_of(role) if source.quantization else None,
             plugins=plugin_operators(options.target) if options.plugins else frozenset(),
         )
         reports = run_pipeline(graph, PIPELINES[options.target][role], pass_options)
@@ -112,7 +120,8 @@ def _write_weights(
 ) -> None:
     assert source.tensors is not None, "checked by the caller"
     with clock.stage("write weights", total=stored.num_bytes):
-        layouter = WeightLayouter(source.model, source.tensors, options.limits.cache_capacity, source.adapter)
+        scales = source.quantization.scales if source.quantization else None
+        layouter = WeightLayouter(source.model, source.tensors, options.limits.cache_capacity, source.adapter, scales)
         for size in write_weights(bundle_dir / WEIGHTS_FILE, stored, layouter):
             clock.listener.advance(size)
 
@@ -136,6 +145,7 @@ def _manifest(
         weight_storage=options.weights,
         has_weights=source.tensors is not None,
         sms=built.sms,
+        quantization=source.quantization.facts(built.is_rehearsal) if source.quantization else None,
         build_key=facts.key,
         tool_versions=tool_versions(options.target, options.plugins),
         files=writer.file_entries(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemodiff_trt.build_engines.imported_quantization import imported_quantization
+from nemodiff_trt.build_engines.quantize import Quantization
 from nemodiff_trt.bundle import AdapterFacts
 from nemodiff_trt.bundle.weight_writer import Source, checkpoint_source
 from nemodiff_trt.checkpoint import AdapterSettings, Checkpoint, resolve_checkpoint
@@ -14,6 +17,7 @@ from nemodiff_trt.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_DIR
 from nemodiff_trt.config import ModelConfig, read_json_object
 from nemodiff_trt.full_size import ADAPTER_ALPHA, ADAPTER_RANK, FULL_SIZE_CONFIGS, full_size_config
 from nemodiff_trt.options import AdapterForm, CompileOptions
+from nemodiff_trt.quantization.quantized_checkpoint import QuantizedCheckpoint, is_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class ModelSource:
         identity: SHA-256 that names the model in the build key.
         tensors: decoder tensors by name; None without a checkpoint.
         tokenizer_dir: where the tokenizer's files lie; None without a checkpoint.
+        quantization: recipes and ranges; None where nothing is quantised.
     """
 
     model: ModelConfig
@@ -33,6 +38,12 @@ class ModelSource:
     identity: str
     tensors: Source | None
     tokenizer_dir: Path | None
+    quantization: Quantization | None = None
+
+    def quantized(self, quantization: Quantization) -> ModelSource:
+        """The same model with quantised layers; its identity covers the scales."""
+        identity = hashlib.sha256(f"{self.identity} {quantization.digest()}".encode()).hexdigest()
+        return dataclasses.replace(self, identity=identity, quantization=quantization)
 
 
 def open_source(options: CompileOptions) -> ModelSource:
@@ -47,10 +58,14 @@ def open_source(options: CompileOptions) -> ModelSource:
         adapter = AdapterFacts(settings.rank, settings.scale) if is_wanted and settings else None
         identity = hashlib.sha256(json.dumps(model.to_dict(), sort_keys=True).encode()).hexdigest()
         return ModelSource(model, adapter, identity, None, None)
-    checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint or ""))
+    directory = resolve_checkpoint(options.checkpoint or "")
+    checkpoint = QuantizedCheckpoint.open(directory) if is_quantized(directory) else Checkpoint.open(directory)
     found = checkpoint.adapter
     adapter = AdapterFacts(found.rank, found.scale) if is_wanted and found is not None else None
-    return ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
+    source = ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        return dataclasses.replace(source, quantization=imported_quantization(checkpoint, options))
+    return source
 
 
 def _geometry(config: str) -> tuple[ModelConfig, AdapterSettings | None]:

@@ -12,6 +12,9 @@ from nemodiff_trt.errors import PassError
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
 from nemodiff_trt.vocabulary import Role
 
+# Never quantised: its dtype is that of everything else.
+_EMBEDDING = "encoder.embed_tokens.weight"
+
 
 def plan_weights(graphs: Mapping[Role, StepGraph], model: ModelConfig, adapter: AdapterFacts | None) -> StoredWeights:
     """Union of the weights of all role graphs, each stored once.
@@ -33,7 +36,7 @@ def plan_weights(graphs: Mapping[Role, StepGraph], model: ModelConfig, adapter: 
             if found.setdefault(name, entry) != entry:
                 raise PassError(f"{name}: role {role} lays it out as {entry}, another role as {found[name]}")
     if adapter is not None:
-        dtype = next(iter(found.values()))[0].dtype
+        dtype = found[_EMBEDDING][0].dtype
         for name, shape in adapter_shapes(model, adapter.rank, adapter_decoder_name).items():
             found.setdefault(name, (WeightLayout((name,), False, dtype), shape))
     layouts = {name: layout for name, (layout, _) in found.items()}

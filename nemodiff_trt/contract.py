@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.vocabulary import Precision, Role
+from nemodiff_trt.vocabulary import Precision, Role, Target
 
 INPUT_IDS = "input_ids"
 CACHE_LENGTH = "cache_length"
@@ -37,6 +37,13 @@ ENGINE_FLOAT: dict[Precision, str] = {
     Precision.FP8: "bfloat16",
     Precision.NVFP4: "bfloat16",
 }
+
+
+def compute_precision(precision: Precision, target: Target) -> Precision:
+    """Precision of everything but quantised linear layers: bf16 on a GPU, fp32 where a CPU emulates the formats."""
+    if precision.linear_format is None:
+        return precision
+    return Precision.FP32 if target is Target.ONNXRUNTIME else Precision.BF16
 
 
 # Bytes of one stored element; float4_e2m1fn_x2 is two numbers in a byte, as torch counts them.

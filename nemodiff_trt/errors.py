@@ -31,6 +31,10 @@ class BundleError(NemodiffError):
     """A bundle is missing, incomplete, altered or made for something else."""
 
 
+class ExportError(NemodiffError):
+    """An exported checkpoint cannot be written."""
+
+
 class PassError(NemodiffError):
     """A graph pass fired another number of times than its pipeline expects."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_trt.config import ModelConfig
-from nemodiff_trt.contract import Limits
+from nemodiff_trt.contract import Limits, compute_precision
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.full_size import FULL_SIZE_CONFIGS
 from nemodiff_trt.vocabulary import BUILT_MODES, Mode, Precision, Role, Target, roles_for
@@ -22,10 +22,11 @@ DEFAULT_MODES = (Mode.AR, Mode.DIFFUSION, Mode.SELF_SPECULATION)
 
 # What can be compiled today, per target. Everything else is refused before any work starts.
 _PRECISIONS: dict[Target, tuple[Precision, ...]] = {
-    Target.ONNXRUNTIME: (Precision.FP32, Precision.FP16),
+    # FP8 and NVFP4 are emulated in fp32: their results, not their speed.
+    Target.ONNXRUNTIME: (Precision.FP32, Precision.FP16, Precision.FP8, Precision.NVFP4),
     # Fused attention has no fp32 kernel.
-    Target.TENSORRT_RTX: (Precision.BF16, Precision.FP16),
-    Target.TENSORRT: (Precision.BF16, Precision.FP16),
+    Target.TENSORRT_RTX: (Precision.BF16, Precision.FP16, Precision.FP8, Precision.NVFP4),
+    Target.TENSORRT: (Precision.BF16, Precision.FP16, Precision.FP8, Precision.NVFP4),
     Target.INDUCTOR: (Precision.FP32, Precision.BF16),
 }
 _MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, BUILT_MODES)
@@ -79,6 +80,8 @@ class CompileOptions:
     output: Path = _run(Path("bundle"), "Folder of the bundle to write.")
     modes: tuple[Mode, ...] = _build(DEFAULT_MODES, "Decoding modes to serve, separated by commas.")
     precision: Precision = _build(Precision.FP32, "Number format of weights, activations and cache.")
+    draft_precision: Precision | None = _build(None, "Number format of drafting alone; that of everything else if left out.")
+    recipe: Path | None = _build(None, "YAML file with the formats of single layers, see docs/quantization.md.")
     sm: tuple[int, ...] = _build((), "Compute capabilities to compile for, separated by commas: 120,121. tensorrt-rtx only.")
     weights: WeightStorage = _build(WeightStorage.SHARED, "One weight file for all roles, or weights inside each engine.")
     block_length: int = _build(32, "Largest block that can be drafted or denoised at run time, in tokens.")
@@ -93,7 +96,9 @@ class CompileOptions:
     plugins: bool = _build(
         False, "Run operators by the project's own kernels, not by what the compiler makes of them. tensorrt, inductor."
     )
-    calibration: Path | None = _build(None, "Calibration statistics for quantised precisions.")
+    calibration: Path | None = _build(
+        None, "Prompts to calibrate quantised precisions with, one a line or JSONL, or calibration.json of a bundle."
+    )
     strict: bool = _run(False, "Fail on any finding of the plan audit with severity warning.")
     force: bool = _run(False, "Replace an existing bundle once the new one is complete.")
 
@@ -134,8 +139,45 @@ class CompileOptions:
                 raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
             if self.config is not None:
                 raise InvalidInputError("weights", str(self.weights), "shared for a build without a checkpoint")
-        if self.calibration is not None:
-            raise InvalidInputError("calibration", str(self.calibration), f"nothing for precision {self.precision}")
+        self._check_quantization()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some role has quantised layers."""
+        precisions = [Precision(each) for each in (self.precision, self.draft_precision) if each is not None]
+        return any(precision.linear_format is not None for precision in precisions)
+
+    @property
+    def compute_precision(self) -> Precision:
+        """Precision of activations and cache, whatever the linear layers have."""
+        return compute_precision(Precision(self.precision), self.target)
+
+    def _check_quantization(self) -> None:
+        draft = self.draft_precision
+        if draft is not None:
+            allowed = [each for each in _PRECISIONS[self.target] if self._shares_cache(each)]
+            if draft not in allowed:
+                shown = ", ".join(allowed)
+                raise InvalidInputError("draft_precision", str(draft), f"{shown} beside precision {self.precision}")
+            if Role.DRAFT not in self.roles:
+                raise InvalidInputError("draft_precision", str(draft), "nothing without mode self_speculation")
+        if self.is_quantized:
+            if self.weights is not WeightStorage.SHARED:
+                raise InvalidInputError("weights", str(self.weights), "shared for quantised precisions")
+            if self.draft_adapter is AdapterForm.MERGED and Role.DRAFT in self.roles:
+                raise InvalidInputError("draft_adapter", str(self.draft_adapter), "low_rank or none for quantised precisions")
+            if self.calibration is not None and self.checkpoint is None:
+                raise InvalidInputError("calibration", str(self.calibration), "nothing for a build without a checkpoint")
+            return
+        for name in ("calibration", "recipe"):
+            if getattr(self, name) is not None:
+                raise InvalidInputError(name, str(getattr(self, name)), f"nothing for precision {self.precision}")
+
+    def _shares_cache(self, draft: Precision) -> bool:
+        """Whether a drafter of this precision can write the cache of the others, and is no wider in another format."""
+        if draft.linear_format is None and self.precision.linear_format is None:
+            return draft is self.precision
+        return compute_precision(draft, self.target) is compute_precision(self.precision, self.target)
 
     def _check_sm(self) -> None:
         shown = ",".join(map(str, self.sm))

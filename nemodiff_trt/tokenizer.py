@@ -86,6 +86,11 @@ class Tokenizer:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def token_text(self, token_id: int) -> str | None:
+        """One token as written in the vocabulary, None when there is no such id."""
+        text: str | None = self._tokenizer.id_to_token(token_id)
+        return text
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Special tokens written in the text become their ids; none is added.
 

@@ -62,6 +62,22 @@ class Precision(StrEnum):
     FP8 = "fp8"
     NVFP4 = "nvfp4"
 
+    @property
+    def linear_format(self) -> LinearFormat | None:
+        """Format of the decoder's linear layers, None where they are like everything else."""
+        return LinearFormat(self) if self in (Precision.FP8, Precision.NVFP4) else None
+
+
+class LinearFormat(StrEnum):
+    """Number format of a quantised linear layer's weights and inputs; see `quantization.formats`."""
+
+    FP8 = "fp8"
+    NVFP4 = "nvfp4"
+
+
+# Neighbours along the input axis that share one scale.
+NVFP4_BLOCK = 16
+
 
 MODE_ROLES: dict[Mode, tuple[Role, ...]] = {
     Mode.AR: (Role.PREFILL, Role.DECODE),

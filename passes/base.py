@@ -11,6 +11,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import PassError
 from nemodiff_trt.options import AdapterForm
 from nemodiff_trt.passes.graph import StepGraph
+from nemodiff_trt.quantization.recipe import Recipe
 from nemodiff_trt.vocabulary import Precision, Role
 
 
@@ -18,8 +19,9 @@ from nemodiff_trt.vocabulary import Precision, Role
 class PassOptions:
     """What passes may know of the build.
 
-    `adapter` is None when the checkpoint has none; positions of a step are below `cache_capacity`. `plugins` are names of
-    operators that the target runs as they are, by kernels of the project.
+    `precision` is that of activations and cache. `adapter` is None when the checkpoint has none; positions of a step are below
+    `cache_capacity`. `plugins` are names of operators that the target runs as they are, by kernels of the project. `recipe`
+    says which linear layers of the role are quantised, None for none of them.
     """
 
     role: Role
@@ -29,6 +31,7 @@ class PassOptions:
     adapter: AdapterFacts | None = None
     adapter_form: AdapterForm = AdapterForm.LOW_RANK
     keep_logits: bool = False
+    recipe: Recipe | None = None
     plugins: frozenset[str] = frozenset()
 
     @property

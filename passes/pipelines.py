@@ -6,12 +6,14 @@ from nemodiff_trt.passes.apply_draft_adapter import apply_draft_adapter
 from nemodiff_trt.passes.attach_decision_head import attach_decision_head
 from nemodiff_trt.passes.base import PassOptions, Stage
 from nemodiff_trt.passes.decompose_plugins import decompose_plugins
+from nemodiff_trt.passes.emulate_quantization import emulate_quantization
 from nemodiff_trt.passes.expand_quadratic import expand_quadratic
 from nemodiff_trt.passes.expose_queries import expose_queries
 from nemodiff_trt.passes.fuse_gate_up import fuse_gate_up
 from nemodiff_trt.passes.fuse_qkv import fuse_qkv
 from nemodiff_trt.passes.gate_adapter_rows import gate_adapter_rows
 from nemodiff_trt.passes.place_plugins import place_plugins
+from nemodiff_trt.passes.quantize_linears import quantize_linears
 from nemodiff_trt.passes.scale_queries import scale_queries
 from nemodiff_trt.passes.select_last_position import select_last_position
 from nemodiff_trt.passes.set_attention_direction import set_attention_direction
@@ -19,6 +21,7 @@ from nemodiff_trt.passes.share_rotary_tables import scales_queries, share_rotary
 from nemodiff_trt.passes.transpose_linear_weights import transpose_linear_weights
 from nemodiff_trt.passes.update_cache_in_place import update_cache_in_place
 from nemodiff_trt.passes.verify_contract import verify_contract
+from nemodiff_trt.quantization.recipe import HEAD, Recipe
 from nemodiff_trt.vocabulary import Role, Target
 
 
@@ -53,6 +56,22 @@ def linears_after_fusion(options: PassOptions) -> int:
     return options.model.num_hidden_layers * (6 if has_branch else 4) + 1
 
 
+def quantized_linears(options: PassOptions) -> int:
+    """Of the linear layers after the fusions, those that the recipe gives a format."""
+    recipe = options.recipe
+    if recipe is None:
+        return 0
+    names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
+    if options.drafts_with_adapter and not options.merges_adapter:
+        names += ["self_attn.adapter.lora_A", "self_attn.adapter.lora_B"]
+    return _count_quantized(recipe, options.model.num_hidden_layers, names)
+
+
+def _count_quantized(recipe: Recipe, num_layers: int, names: list[str]) -> int:
+    layers = [f"encoder.layers.{layer}.{name}" for layer in range(num_layers) for name in names]
+    return sum(recipe.format_of(layer) is not None for layer in (*layers, HEAD))
+
+
 def keys_and_values(options: PassOptions) -> int:
     """Two caches per layer."""
     return 2 * options.model.num_hidden_layers
@@ -72,12 +91,19 @@ def plugins_outside_the_cache(options: PassOptions) -> int:
     return 5 * options.model.num_hidden_layers + others - kept_plugins(options)
 
 
-_FUSE = (Stage(share_rotary_tables, unscaled_layers), Stage(fuse_qkv, per_layer), Stage(fuse_gate_up, per_layer))
+_FUSE = (
+    Stage(share_rotary_tables, unscaled_layers),
+    Stage(fuse_qkv, per_layer),
+    Stage(fuse_gate_up, per_layer),
+    # After the fusions: matrices that become one share their scales.
+    Stage(quantize_linears, quantized_linears),
+)
 # Last in every pipeline: it judges the result.
 _VERIFY = Stage(verify_contract, once)
 _FOR_ONNX = (
     # Both fusions before the transposition: they join weights along their outputs while these are still rows.
     *_FUSE,
+    Stage(emulate_quantization, quantized_linears),
     Stage(transpose_linear_weights, linears_after_fusion),
     _VERIFY,
 )

@@ -13,11 +13,15 @@ from nemodiff_trt.plugins.cache_update import cache_update_reference
 from nemodiff_trt.plugins.commit_masks import commit_masks_reference
 from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.plugins.decision_top_k import decision_top_k_reference
+from nemodiff_trt.plugins.fp8_linear import fp8_linear_reference
 from nemodiff_trt.plugins.masked_attention import masked_attention_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
+from nemodiff_trt.plugins.nvfp4_linear import nvfp4_linear_reference
 from nemodiff_trt.plugins.op import EVERYWHERE, Form, Op
 from nemodiff_trt.plugins.rms_norm import rms_norm_reference
 from nemodiff_trt.plugins.rotary import rotary_reference
+from nemodiff_trt.plugins.round_to_fp8 import round_to_fp8_reference
+from nemodiff_trt.plugins.round_to_nvfp4 import round_to_nvfp4_reference
 from nemodiff_trt.plugins.select_position import select_position_reference
 from nemodiff_trt.plugins.step_positions import step_positions_reference
 
@@ -37,6 +41,11 @@ OPS: tuple[Op, ...] = (
     Op("commit_masks", commit_masks_reference, EVERYWHERE),
     Op("accept_draft", accept_draft_reference, EVERYWHERE),
     Op("accept_draft_sampled", accept_draft_sampled_reference, EVERYWHERE),
+    # Targets that multiply in the formats, and those that emulate them.
+    Op("fp8_linear", fp8_linear_reference, frozenset({Form.NETWORK})),
+    Op("nvfp4_linear", nvfp4_linear_reference, frozenset({Form.NETWORK})),
+    Op("round_to_fp8", round_to_fp8_reference, frozenset({Form.ONNX})),
+    Op("round_to_nvfp4", round_to_nvfp4_reference, frozenset({Form.ONNX})),
 )
 
 

@@ -106,6 +106,16 @@ class NetworkEmitter:
         layer.set_input(2, self.output(sizes))
         return self.output(layer)
 
+    def dequantize(self, x: NetworkTensor, scale: NetworkTensor, dtype: Any) -> NetworkTensor:
+        """`x` in a narrow format times its scale, in `dtype`; one scale, or one for a block of the last axis."""
+        return self.output(self.network.add_dequantize(x, scale, dtype))
+
+    def times_transposed(self, x: NetworkTensor, matrix: NetworkTensor) -> NetworkTensor:
+        """`x` [B,S,in] times `matrix` [out,in], transposed by the product itself."""
+        operation = self.api.MatrixOperation
+        stacked = self.reshape(matrix, (1, *tuple(matrix.shape)))
+        return self.output(self.network.add_matrix_multiply(x, operation.NONE, stacked, operation.TRANSPOSE))
+
     def heads(self, value: NetworkValue, num_heads: int) -> NetworkTensor:
         """`value` [B,S,N*D] as [B,N,S,D]."""
         if isinstance(value, Heads):

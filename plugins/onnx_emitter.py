@@ -78,6 +78,15 @@ class OnnxEmitter:
         """int64 [n] constant."""
         return self.constant(np.array(values, dtype=np.int64))
 
+    def number(self, value: float) -> str:
+        """fp32 [] constant."""
+        return self.constant(np.array(value, np.float32))
+
+    def through_e4m3(self, name: str) -> str:
+        """fp32 numbers in e4m3 and back; the cast saturates and takes ties to the even number."""
+        narrow = self.op("Cast", [name], to=onnx.TensorProto.FLOAT8E4M3FN, saturate=1)
+        return self.op("Cast", [narrow], to=onnx.TensorProto.FLOAT)
+
     def size(self, name: str, axis: int) -> str:
         """int64 [1]: the extent of `axis` of `name`, read off the first tensor known to have that axis."""
         extent = self._values[name].shape[axis]

@@ -85,6 +85,11 @@ def check_runnable(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.target not in MODULES:
         raise BundleError(f"{bundle.path} was built for {manifest.target}; this session runs {', '.join(MODULES)}")
+    if manifest.quantization is not None and manifest.quantization.is_rehearsal:
+        raise BundleError(
+            f"{bundle.path}: its engines hold random scales, they were built from a geometry to be looked at; compile them"
+            " for a checkpoint with `nemodiff bind`"
+        )
     if not manifest.has_weights:
         raise BundleError(
             f"{bundle.path}: built from a geometry alone, it has no weights to run with; bind a checkpoint to it with"

@@ -18,11 +18,13 @@ from nemodiff_trt.vocabulary import Precision, Role
 
 # Absolute error of a probability, and error of keys and values relative to their largest magnitude. fp32: sums of a few hundred
 # products in another order. Half precision carries 11 bits, which a few layers of rounding reduce to about 7; bfloat16 has 8,
-# three fewer.
+# three fewer. Quantised layers turn a rounding of fp32 into a step of the format wherever it decides between two steps.
 TOLERANCES: dict[Precision, tuple[float, float]] = {
     Precision.FP32: (1e-4, 1e-4),
     Precision.FP16: (2e-2, 1e-2),
     Precision.BF16: (16e-2, 8e-2),
+    Precision.FP8: (3e-1, 1e-1),
+    Precision.NVFP4: (5e-1, 3e-1),
 }
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemodiff_trt.bundle import Bundle, source_tensors
+from nemodiff_trt.bundle import Bundle, mapped_tensors, source_tensors
+from nemodiff_trt.bundle.weights import input_scales, role_layouts
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
+from nemodiff_trt.quantization.eager import quantize_inputs
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_layout import StepLayout
@@ -22,12 +24,21 @@ ALL_ROLES = frozenset(Role)
 class EagerSession:
     """Runs every role on one `TriModeDecoder`, in the dtype of its weights. A decoder without an adapter drafts without one."""
 
-    def __init__(self, decoder: TriModeDecoder, limits: Limits, roles: frozenset[Role] = ALL_ROLES) -> None:
-        """Wrap `decoder`, whose rotary tables must cover `limits.cache_capacity` positions."""
+    def __init__(
+        self,
+        decoder: TriModeDecoder,
+        limits: Limits,
+        roles: frozenset[Role] = ALL_ROLES,
+        draft_decoder: TriModeDecoder | None = None,
+    ) -> None:
+        """Wrap `decoder`, whose rotary tables must cover `limits.cache_capacity` positions.
+
+        `draft_decoder` runs the drafting steps, if these have other weights.
+        """
         if decoder.key_cos.shape[0] < limits.cache_capacity:
             allowed = f"at most the decoder's {decoder.key_cos.shape[0]} positions"
             raise InvalidInputError("cache_capacity", limits.cache_capacity, allowed)
-        self._decoder = decoder
+        self._decoder, self._draft_decoder = decoder, draft_decoder or decoder
         self._limits = limits
         self._roles = roles
 
@@ -35,11 +46,11 @@ class EagerSession:
     def from_bundle(cls, bundle: Bundle, dtype: torch.dtype = torch.float32) -> EagerSession:
         """Rebuild the decoder from the bundle's own weights, as views of the mapped file where `dtype` is the stored one."""
         manifest = bundle.manifest
-        state = {name: tensor.to(dtype) for name, tensor in source_tensors(bundle).items()}
-        adapter = (manifest.adapter.rank, manifest.adapter.scale) if manifest.adapter else None
-        decoder = assemble_decoder(manifest.model, state, manifest.limits.cache_capacity, adapter)
         roles = frozenset(roles_for(manifest.modes))
-        return cls(decoder, manifest.limits, roles)
+        facts = manifest.quantization
+        is_mixed = facts is not None and facts.draft_recipe != facts.recipe
+        draft = _decoder_of(bundle, Role.DRAFT, dtype) if is_mixed else None
+        return cls(_decoder_of(bundle, Role.VERIFY, dtype), manifest.limits, roles, draft)
 
     @property
     def model(self) -> ModelConfig:
@@ -79,10 +90,11 @@ class EagerSession:
         if role not in self._roles:
             raise InvalidInputError("role", role, ", ".join(sorted(self._roles)))
         ids, length = torch.from_numpy(input_ids), torch.from_numpy(cache.length)
-        use_adapter = role.uses_adapter and self._decoder.has_adapter
+        decoder = self._draft_decoder if role is Role.DRAFT else self._decoder
+        use_adapter = role.uses_adapter and decoder.has_adapter
         tensors = _layout_tensors(layout, ids) if role.takes_layout else None
         with torch.no_grad():
-            logits, keys, values = self._decoder(ids, length, cache.keys, cache.values, role.is_causal, use_adapter, tensors)
+            logits, keys, values = decoder(ids, length, cache.keys, cache.values, role.is_causal, use_adapter, tensors)
             # In place: the cache may be a view of rows of another.
             for buffer, updated in zip((*cache.keys, *cache.values), (*keys, *values), strict=True):
                 buffer.copy_(updated)
@@ -92,6 +104,17 @@ class EagerSession:
                 logits = logits[torch.arange(ids.shape[0]), torch.from_numpy(last_index)][:, None]
             token, confidence = torch.ops.nemodiff.decision_head(logits, self.model.mask_token_id)
         return StepOutput(token.numpy(), confidence.numpy(), logits.float().numpy())
+
+
+def _decoder_of(bundle: Bundle, role: Role, dtype: torch.dtype) -> TriModeDecoder:
+    """Eager decoder with the weights and the rounding of the engine of `role`."""
+    manifest = bundle.manifest
+    state = {name: tensor.to(dtype) for name, tensor in source_tensors(bundle, role).items()}
+    adapter = (manifest.adapter.rank, manifest.adapter.scale) if manifest.adapter else None
+    decoder = assemble_decoder(manifest.model, state, manifest.limits.cache_capacity, adapter)
+    layouts = role_layouts(manifest.weights, manifest.quantization, role)
+    quantize_inputs(decoder, input_scales(layouts, mapped_tensors(bundle.weights_path)))
+    return decoder
 
 
 def _layout_tensors(layout: StepLayout | None, ids: Tensor) -> LayoutTensors:

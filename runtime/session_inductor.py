@@ -74,7 +74,7 @@ class InductorSession:
         manifest = bundle.manifest
         self._engines = engines
         self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
-        self.cache_dtype: torch.dtype = getattr(torch, ENGINE_FLOAT[manifest.precision])
+        self.cache_dtype: torch.dtype = getattr(torch, ENGINE_FLOAT[manifest.compute_precision])
 
     @classmethod
     def open(cls, bundle: Bundle, num_threads: int | None = None) -> InductorSession:
@@ -218,7 +218,7 @@ def _load_package(bundle: Bundle, file: str) -> Any:
 def _check_contract(bundle: Bundle, role: Role, metadata: dict[str, str]) -> None:
     """Compare the names and the order of a package's inputs and outputs with the step contract."""
     manifest = bundle.manifest
-    engine, wanted = manifest.roles[role], step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+    engine, wanted = manifest.roles[role], step_contract(role, manifest.model, manifest.compute_precision, manifest.keep_logits)
     inputs = [*(spec.name for spec in wanted.inputs), *engine.weights]
     outputs = [spec.name for spec in wanted.outputs if spec.alias_of is None]
     for kind, key, names in (("inputs", INPUTS_KEY, inputs), ("outputs", OUTPUTS_KEY, outputs)):

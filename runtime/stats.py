@@ -32,6 +32,7 @@ class GenerationStats:
     """Counts and times of one answer. None stands for a ratio without a denominator.
 
     Attributes:
+        prompt_tokens: tokens of the prompt.
         new_tokens: tokens of the answer; the first comes from prefill.
         forward_passes: engine runs after prefill that decoded this answer, causal commits included.
         prefill_passes: chunks of the prompt.
@@ -51,6 +52,7 @@ class GenerationStats:
         tokens_per_second: (new_tokens - 1) / decode time.
     """
 
+    prompt_tokens: int
     new_tokens: int
     forward_passes: int
     prefill_passes: int
@@ -72,6 +74,7 @@ class GenerationStats:
         later_tokens = max(len(sequence.tokens) - 1, 0)
         cycles = sequence.cycles if mode in (Mode.SELF_SPECULATION, Mode.QUADRATIC) else 0
         return cls(
+            prompt_tokens=len(sequence.prompt),
             new_tokens=len(sequence.tokens),
             forward_passes=sequence.forward_passes,
             prefill_passes=sequence.prefill_passes,

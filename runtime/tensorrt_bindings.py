@@ -177,7 +177,7 @@ def place_weights(manifest: Manifest) -> tuple[TensorBinding, ...]:
 def place_cache(manifest: Manifest, batch: int) -> tuple[TensorBinding, ...]:
     """Places of keys and values of all layers, [B,G,K,D] each."""
     role = next(iter(manifest.roles))
-    inputs = step_contract(role, manifest.model, manifest.precision).inputs
+    inputs = step_contract(role, manifest.model, manifest.compute_precision).inputs
     past = set(_past_names(manifest))
     specs = [spec for spec in inputs if spec.name in past]
     return _in_a_row(specs, Buffer.CACHE, {"B": batch, "K": manifest.limits.cache_capacity}, is_input=True)
@@ -190,7 +190,7 @@ def plan_step(manifest: Manifest, key: StepKey) -> StepPlan:
         BundleError: no profile takes the shape, a weight is not stored or a scratch output has an axis of unknown size.
     """
     engine = manifest.roles[key.role]
-    tensors = step_contract(key.role, manifest.model, manifest.precision, manifest.keep_logits)
+    tensors = step_contract(key.role, manifest.model, manifest.compute_precision, manifest.keep_logits)
     sizes = {"B": key.batch, "S": key.step, "K": manifest.limits.cache_capacity}
     cache = {binding.name: binding for binding in place_cache(manifest, key.batch)}
     inputs = [spec for spec in tensors.inputs if spec.name not in cache]

@@ -131,7 +131,7 @@ def _error_log(api: Api) -> Any:
 def _check_engine(api: Api, manifest: Manifest, role: Role, engine: CacheEngine) -> None:
     """Compare names, directions, dtypes, aliasing and the number of profiles with what the manifest promises."""
     facts = manifest.roles[role]
-    tensors = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+    tensors = step_contract(role, manifest.model, manifest.compute_precision, manifest.keep_logits)
     weights = tuple(TensorSpec(name, manifest.weights[name].dtype, manifest.weight_shapes[name]) for name in facts.weights)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = {name for name in names if engine.get_tensor_mode(name) == api.TensorIOMode.INPUT}

@@ -164,10 +164,10 @@ def test_one_flipped_byte_in_any_file_makes_opening_fail_with_its_name(built: Bu
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--precision", "bf16"], "--precision: got 'bf16', allowed: fp32, fp16 for target onnxruntime"),
+        (["--precision", "bf16"], "--precision: got 'bf16', allowed: fp32, fp16, fp8, nvfp4 for target onnxruntime"),
         (["--modes", "quadratic", "--quadratic-block-length", "1"], "--quadratic-block-length: got 1, allowed: an integer"),
         (["--modes", "ar,chat"], "--modes: got 'ar,chat', allowed: ar, diffusion, self_speculation, quadratic"),
-        (["--target", "tensorrt-rtx"], "--precision: got 'fp32', allowed: bf16, fp16 for target tensorrt-rtx"),
+        (["--target", "tensorrt-rtx"], "--precision: got 'fp32', allowed: bf16, fp16, fp8, nvfp4 for target tensorrt-rtx"),
         (["--weights", "embedded"], "--weights: got 'embedded', allowed: shared"),
         (["--sm", "120"], "--sm: got '120', allowed: nothing for target onnxruntime"),
         (["--sm", "blackwell"], "--sm: got 'blackwell', allowed: compute capabilities such as 120"),

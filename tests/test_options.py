@@ -27,6 +27,7 @@ OTHER_VALUES: dict[str, Any] = {
     "max_seq_len": 1024,
     "prefill_chunk": 128,
     "sampling": True,
+    "draft_precision": Precision.NVFP4,
     "draft_adapter": AdapterForm.MERGED,
     "strict": True,
     "force": True,
@@ -37,7 +38,7 @@ GPU_VALUES: dict[str, Any] = {"sm": (120, 121), "weights": WeightStorage.EMBEDDE
 # And this one on a CPU target other than the default.
 INDUCTOR = {"target": Target.INDUCTOR}
 # Checked by hand below.
-BY_HAND = {"config", "target", "calibration", "plugins"}
+BY_HAND = {"config", "target", "calibration", "plugins", "recipe"}
 
 
 def options(**changes: Any) -> CompileOptions:
@@ -100,7 +101,7 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
         ({"target": Target.INDUCTOR, "precision": Precision.FP16}, "precision", "fp32, bf16"),
         ({"plugins": True}, "plugins", "off for target onnxruntime"),
         ({**GPU, "plugins": True}, "plugins", "off for target tensorrt-rtx"),
-        ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16 for target tensorrt-rtx"),
+        ({**GPU, "precision": Precision.FP32}, "precision", "bf16, fp16, fp8, nvfp4 for target tensorrt-rtx"),
         ({**GPU, "sm": ()}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
         ({**GPU, "sm": (100,)}, "sm", "one or more of 75, 80, 86, 89, 120, 121"),
         ({**GPU, "sm": (120, 120)}, "sm", "each once"),
@@ -110,7 +111,24 @@ def test_the_build_key_moves_with_checkpoint_and_versions_but_not_with_the_order
             "weights",
             "shared for a build without a checkpoint",
         ),
-        ({"precision": Precision.NVFP4}, "precision", "fp32, fp16"),
+        ({"target": Target.INDUCTOR, "precision": Precision.NVFP4}, "precision", "fp32, bf16"),
+        ({"draft_precision": Precision.FP16}, "draft_precision", "fp32, fp8, nvfp4 beside precision fp32"),
+        ({"precision": Precision.FP16, "draft_precision": Precision.FP8}, "draft_precision", "fp16 beside precision fp16"),
+        ({"draft_precision": Precision.FP8, "modes": (Mode.AR,)}, "draft_precision", "nothing without mode self_speculation"),
+        ({"precision": Precision.FP8, "draft_adapter": AdapterForm.MERGED}, "draft_adapter", "low_rank or none"),
+        ({**GPU, "precision": Precision.FP8, "weights": WeightStorage.EMBEDDED}, "weights", "shared for quantised precisions"),
+        (
+            {
+                **GPU,
+                "checkpoint": None,
+                "config": "nemotron-labs-diffusion-8b",
+                "precision": Precision.NVFP4,
+                "calibration": Path("x"),
+            },
+            "calibration",
+            "nothing for a build without a checkpoint",
+        ),
+        ({"recipe": Path("recipe.yaml")}, "recipe", "nothing for precision fp32"),
         ({"quadratic_block_length": 1, "modes": (Mode.QUADRATIC,)}, "quadratic_block_length", "at least 2"),
         ({"modes": ()}, "modes", "at least one"),
         ({"modes": (Mode.AR, Mode.AR)}, "modes", "once"),
@@ -124,6 +142,12 @@ def test_unusable_options_are_refused_by_name(changes: dict[str, Any], field: st
     with pytest.raises(InvalidInputError, match=allowed) as error:
         options(**changes)
     assert error.value.field == field
+
+
+@pytest.mark.parametrize("name", ["calibration", "recipe"])
+def test_files_of_a_quantised_build_move_its_key(name: str) -> None:
+    plain = options(precision=Precision.FP8)
+    assert key(plain) != key(options(precision=Precision.FP8, **{name: Path("file.json")}))
 
 
 def test_sequences_longer_than_the_model_was_made_for_are_refused() -> None:

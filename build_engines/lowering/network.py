@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from nemodiff_trt.build_engines.lowering.network_converters import NETWORK_CONVERTERS, network_dtype
@@ -37,8 +38,8 @@ def lower_to_network(
         network: an `INetworkDefinition` of that module.
         graph: after its pipeline.
         fixed: extents of axes that are the same in every step, such as {"K": 4128} or {"S": 1}; the other letters stay dynamic.
-        weights: stored tensors to embed as constants, bfloat16 as its bits in uint16; None makes them inputs. They must outlive
-            the compilation.
+        weights: stored tensors to embed as constants, bfloat16 and narrower formats as their bits; the others become inputs.
+            They must outlive the compilation.
         plugin_sm: compute capability to compile kernels of plugins for; None where the graph has none.
 
     Raises:
@@ -74,7 +75,10 @@ def _source(
     dtype = network_dtype(emit.api, value.dtype)
     extents = shape_with_letters(value, letters)
     shape = tuple(fixed.get(extent, _DYNAMIC) if isinstance(extent, str) else extent for extent in extents)
-    if node.op == "placeholder" or weights is None:
+    if value.dtype is torch.float4_e2m1fn_x2:
+        # TensorRT counts numbers where torch counts bytes.
+        shape = (*shape[:-1], 2 * shape[-1])
+    if node.op == "placeholder" or weights is None or name not in weights:
         return emit.network.add_input(name, dtype, shape)
     array = weights[name]
     content = emit.api.Weights(dtype, array.ctypes.data, array.size)

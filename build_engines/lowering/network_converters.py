@@ -30,6 +30,8 @@ def network_dtype(api: Any, dtype: torch.dtype) -> Any:
         torch.float32: "float32",
         torch.float16: "float16",
         torch.bfloat16: "bfloat16",
+        torch.float8_e4m3fn: "fp8",
+        torch.float4_e2m1fn_x2: "fp4",
         torch.int64: "int64",
         torch.bool: "bool",
     }

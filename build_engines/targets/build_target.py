@@ -13,6 +13,7 @@ from nemodiff_trt.bundle.weight_writer import StoredWeights
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.options import CompileOptions
 from nemodiff_trt.passes.graph import StepGraph
+from nemodiff_trt.quantization.facts import QuantizationFacts
 from nemodiff_trt.vocabulary import Role, Target
 
 
@@ -28,6 +29,7 @@ class BuildInput:
         has_weights: the weight file exists in `bundle_dir`; not in a build without a checkpoint.
         bundle_dir: folder of the bundle that is being written.
         clock: times the target's stages.
+        quantization: recipes of the roles; None where nothing is quantised.
     """
 
     options: CompileOptions
@@ -38,16 +40,21 @@ class BuildInput:
     has_weights: bool
     bundle_dir: Path
     clock: StageClock
+    quantization: QuantizationFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngines:
-    """Engines as the manifest names them, the target's part of `report.json`, what `--strict` refuses, and GPUs built for."""
+    """Engines as the manifest names them, the target's part of `report.json`, what `--strict` refuses, and GPUs built for.
+
+    `is_rehearsal`: the engines hold random scales in place of a checkpoint's.
+    """
 
     roles: dict[Role, RoleEngine]
     report: dict[str, Any]
     warnings: tuple[str, ...] = ()
     sms: tuple[int, ...] = ()
+    is_rehearsal: bool = False
 
 
 Builder = Callable[[BuildInput], BuiltEngines]

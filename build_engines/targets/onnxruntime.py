@@ -16,6 +16,7 @@ from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEng
 from nemodiff_trt.bundle import RoleEngine
 from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
 from nemodiff_trt.bundle.safetensors_layout import Span
+from nemodiff_trt.bundle.weights import role_layouts
 from nemodiff_trt.errors import LoweringError
 from nemodiff_trt.passes.graph import StepGraph
 from nemodiff_trt.vocabulary import Role
@@ -50,9 +51,10 @@ def build_onnxruntime(build: BuildInput) -> BuiltEngines:
         packed = prepack_weights(folder, [engine.file for engine in engines], WEIGHTS_FILE)
     with clock.stage("check parity", total=len(engines)):
         capacity = build.options.limits.cache_capacity
-        decoder = load_stored_decoder(folder, build.model, build.stored.layouts, build.adapter, capacity)
         parity = []
         for done, engine in enumerate(engines, start=1):
+            layouts = role_layouts(build.stored.layouts, build.quantization, engine.roles[0])
+            decoder = load_stored_decoder(folder, build.model, layouts, build.adapter, capacity)
             parity += check_parity(folder, engine, decoder)
             clock.listener.advance(done)
     report = {

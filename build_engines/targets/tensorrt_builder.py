@@ -30,7 +30,7 @@ class PlanRequest:
         profiles: at least one; the shapes of each are optimised for its largest batch and step.
         cache_capacity: K, the same in every step.
         sms: compute capabilities, empty for the GPU of this machine.
-        weights: stored tensors to embed; None makes them inputs.
+        weights: stored tensors to embed; the others become inputs.
         plugin_sm: compute capability that plugins are compiled for; None where there are none.
     """
 

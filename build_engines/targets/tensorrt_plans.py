@@ -1,4 +1,4 @@
-"""Targets tensorrt-rtx and tensorrt: one plan per role, all over one weight file, each audited before it is published."""
+"""Targets tensorrt-rtx and tensorrt: plans of all roles over one weight file, each audited before it is published."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines
 from nemodiff_trt.build_engines.targets.tensorrt_builder import PlanRequest, TimingCache, compile_plan
-from nemodiff_trt.bundle import RoleEngine, StepProfile, mapped_tensors
-from nemodiff_trt.bundle.manifest import ENGINES_DIR, WEIGHTS_FILE
+from nemodiff_trt.build_engines.targets.tensorrt_constants import BAKED, plan_constants
+from nemodiff_trt.bundle import RoleEngine, StepProfile
+from nemodiff_trt.bundle.manifest import ENGINES_DIR
 from nemodiff_trt.contract import Limits, TensorSpec
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.options import WeightStorage
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
 from nemodiff_trt.plan_audit.bundle_audit import audit_engines
 from nemodiff_trt.plan_audit.engine_facts import EngineContext
@@ -31,7 +31,7 @@ _INSTALL_HINTS = {
 
 
 def build_tensorrt(build: BuildInput) -> BuiltEngines:
-    """Compile and audit the plan of every role.
+    """Compile and audit the plans of all roles.
 
     Raises:
         InvalidInputError: the compiler is not installed.
@@ -40,35 +40,54 @@ def build_tensorrt(build: BuildInput) -> BuiltEngines:
     api = import_api(build.options.target)
     folder = build.bundle_dir / ENGINES_DIR
     folder.mkdir()
-    weights = None
-    if build.options.weights is WeightStorage.EMBEDDED:
-        weights = mapped_tensors(build.bundle_dir / WEIGHTS_FILE)
+    constants = plan_constants(build)
     timings = TimingCache() if build.options.target is Target.TENSORRT else None
+    plans = plan_groups(build)
     engines: dict[Role, RoleEngine] = {}
     seconds: dict[str, float] = {}
-    with build.clock.stage("compile plans", total=100 * len(build.graphs)):
-        for done, (role, graph) in enumerate(build.graphs.items()):
+    with build.clock.stage("compile plans", total=100 * len(plans)):
+        for done, group in enumerate(plans):
             started = time.perf_counter()
-            engines[role] = _write_plan(api, build, role, PlanSource(graph, weights, timings), done)
-            seconds[role] = round(time.perf_counter() - started, 3)
+            found = _write_plan(api, build, group, PlanSource(build.graphs[group[-1]], constants.tensors, timings), done)
+            engines |= found
+            seconds[found[group[0]].file] = round(time.perf_counter() - started, 3)
+    engines = {role: engines[role] for role in build.graphs}
     with build.clock.stage("audit plans", total=len(engines)):
         options, stored = build.options, build.stored
-        context = EngineContext(build.model, options.precision, options.limits, stored.layouts, stored.shapes)
+        context = EngineContext(
+            build.model, options.precision, options.limits, stored.layouts, stored.shapes, build.quantization
+        )
         audit = audit_engines(
             lambda file: (build.bundle_dir / file).read_bytes(), engines, context, build.clock.listener.advance
         )
     report = {
         "engines": {
-            engine.file: {
-                "roles": [role],
-                "num_bytes": (build.bundle_dir / engine.file).stat().st_size,
-                "seconds": seconds[role],
+            file: {
+                "roles": [role for role, engine in engines.items() if engine.file == file],
+                "num_bytes": (build.bundle_dir / file).stat().st_size,
+                "seconds": spent,
             }
-            for role, engine in engines.items()
+            for file, spent in seconds.items()
         },
         "audit": audit.to_dict(),
     }
-    return BuiltEngines(engines, report, audit.warnings, build.options.sm or _present_sm())
+    sms = build.options.sm or _present_sm()
+    return BuiltEngines(engines, report, audit.warnings, sms, constants.is_random)
+
+
+def plan_groups(build: BuildInput) -> list[tuple[Role, ...]]:
+    """Roles that share a plan, the one whose graph serves all of them last.
+
+    A plan that holds block scales holds them once for all its profiles. Decoding is verifying one token: with a profile of its
+    own it gets the kernels of one row.
+    """
+    roles = list(build.graphs)
+    has_scales = build.quantization is not None and any(
+        build.stored.layouts[str(node.target)].encoding in BAKED for node in build.graphs[roles[0]].weight_nodes()
+    )
+    if not (has_scales and {Role.DECODE, Role.VERIFY} <= set(roles)):
+        return [(role,) for role in roles]
+    return [(Role.DECODE, Role.VERIFY) if role is Role.VERIFY else (role,) for role in roles if role is not Role.DECODE]
 
 
 def _present_sm() -> tuple[int, ...]:
@@ -113,17 +132,17 @@ def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
-    """What one plan is compiled from: its graph, weights to embed if any, and measurements of the plans before it."""
+    """What one plan is compiled from: its graph, tensors to embed if any, and measurements of the plans before it."""
 
     graph: StepGraph
-    weights: Mapping[str, np.ndarray] | None
+    weights: Mapping[str, np.ndarray]
     timings: TimingCache | None
 
 
-def _write_plan(api: Any, build: BuildInput, role: Role, source: PlanSource, done: int) -> RoleEngine:
-    """Compile one role; `done` roles are finished."""
+def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: PlanSource, done: int) -> dict[Role, RoleEngine]:
+    """Compile the plan of a group of roles; `done` plans are finished."""
     limits, graph = build.options.limits, source.graph
-    profiles = step_profiles(role, limits)
+    profiles = tuple(profile for role in group for profile in step_profiles(role, limits))
     plugin_sm = _present_sm()[0] if build.options.plugins else None
     request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights, plugin_sm)
 
@@ -131,11 +150,16 @@ def _write_plan(api: Any, build: BuildInput, role: Role, source: PlanSource, don
         build.clock.listener.advance(100 * done + int(100 * share))
 
     plan = compile_plan(api, graph, request, on_share, source.timings)
-    file = f"{ENGINES_DIR}/{role}.plan"
+    file = f"{ENGINES_DIR}/{'-'.join(group)}.plan"
     (build.bundle_dir / file).write_bytes(plan)
-    names = tuple(sorted(str(node.target) for node in graph.weight_nodes()))
-    bound, constants = (names, ()) if source.weights is None else ((), names)
-    return RoleEngine(file, (), profiles, bound, _scratch(build, graph), constants)
+    names = sorted(str(node.target) for node in graph.weight_nodes())
+    bound = tuple(name for name in names if name not in source.weights)
+    constants = tuple(name for name in names if name in source.weights)
+    scratch = _scratch(build, graph)
+    return {
+        role: RoleEngine(file, tuple(other for other in group if other is not role), profiles, bound, scratch, constants)
+        for role in group
+    }
 
 
 def _scratch(build: BuildInput, graph: StepGraph) -> tuple[TensorSpec, ...]:

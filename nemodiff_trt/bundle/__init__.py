@@ -9,6 +9,9 @@ from nemodiff_trt.bundle.manifest import (
     Combine as Combine,
 )
 from nemodiff_trt.bundle.manifest import (
+    Encoding as Encoding,
+)
+from nemodiff_trt.bundle.manifest import (
     FileEntry as FileEntry,
 )
 from nemodiff_trt.bundle.manifest import (

@@ -16,16 +16,19 @@ from typing import Any
 
 from nemodiff_trt.bundle.role_engine import RoleEngine
 from nemodiff_trt.config import ModelConfig
-from nemodiff_trt.contract import Limits
+from nemodiff_trt.contract import Limits, compute_precision
 from nemodiff_trt.errors import BundleError, NemodiffError
 from nemodiff_trt.options import WeightStorage
-from nemodiff_trt.vocabulary import Mode, Precision, Role, Target
+from nemodiff_trt.quantization.facts import QuantizationFacts
+from nemodiff_trt.vocabulary import LinearFormat, Mode, Precision, Role, Target
 
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights/shared.safetensors"
 REPORT_FILE = "report.json"
 TOKENIZER_DIR = "tokenizer"
+# Ranges of activations by layer and role, in the form that --calibration takes.
+CALIBRATION_FILE = "calibration.json"
 ENGINES_DIR = "engines"
 
 
@@ -53,19 +56,47 @@ class Combine(StrEnum):
     ROTARY_TABLE = "rotary_table"
 
 
+class Encoding(StrEnum):
+    """What of a combined matrix [out,in] is stored. Scales are fp32 [], block scales are e4m3 [out,in/16].
+
+    `*_dequantized` are the numbers that the quantised matrix stands for, for engines that emulate the format.
+    """
+
+    PLAIN = "plain"
+    FP8 = "fp8"
+    FP8_WEIGHT_SCALE = "fp8_weight_scale"
+    FP8_INPUT_SCALE = "fp8_input_scale"
+    FP8_DEQUANTIZED = "fp8_dequantized"
+    NVFP4 = "nvfp4"
+    NVFP4_BLOCK_SCALES = "nvfp4_block_scales"
+    NVFP4_WEIGHT_SCALE = "nvfp4_weight_scale"
+    NVFP4_INPUT_SCALE = "nvfp4_input_scale"
+    NVFP4_DEQUANTIZED = "nvfp4_dequantized"
+
+    @property
+    def linear_format(self) -> LinearFormat | None:
+        """Format of the layer that it is a part of."""
+        return None if self is Encoding.PLAIN else LinearFormat(self.split("_")[0])
+
+    @property
+    def is_input_scale(self) -> bool:
+        return self in (Encoding.FP8_INPUT_SCALE, Encoding.NVFP4_INPUT_SCALE)
+
+
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
     """How one stored tensor is made.
 
     `concat`: the `sources` (decoder parameter names, [out,in] each) joined along `out`. `merge_adapter`: base + scale * B @ A
     of the three sources base, A, B. `rotary_table`: no source tensor; computed from the model's configuration.
-    With `transposed` the stored matrix is [in,out]. `dtype` is that of the file.
+    With `transposed` the stored matrix is [in,out]. `dtype` is that of the file. `encoding` says what of the matrix is stored.
     """
 
     sources: tuple[str, ...]
     transposed: bool
     dtype: str
     combine: Combine = Combine.CONCAT
+    encoding: Encoding = Encoding.PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +106,7 @@ class Manifest:
     `sms` are the compute capabilities that the engines were compiled for (120 is SM120), empty for a CPU. `weight_shapes` has
     the shape of every tensor of `weights`. Without `has_weights` the bundle was built from a geometry alone: a checkpoint has
     to be bound to it before it can run. `operators` says of every operator of the step what realises it in the engines, such as
-    "plugin" or "native layers".
+    "plugin" or "native layers". `quantization` is None where no layer is quantised.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -93,9 +124,20 @@ class Manifest:
     weight_storage: WeightStorage = WeightStorage.SHARED
     has_weights: bool = True
     sms: tuple[int, ...] = ()
+    quantization: QuantizationFacts | None = None
     build_key: str
     tool_versions: dict[str, str]
     files: dict[str, FileEntry]
+
+    @property
+    def compute_precision(self) -> Precision:
+        """Precision of activations and cache, whatever the linear layers have."""
+        return compute_precision(self.precision, self.target)
+
+    @property
+    def has_baked_scales(self) -> bool:
+        """Whether engines hold scales of one checkpoint, or random ones in their place, while other weights are bound."""
+        return self.quantization is not None and any(engine.constants for engine in self.roles.values())
 
     def to_bytes(self) -> bytes:
         """Content of `manifest.json`, its own digest included."""
@@ -115,6 +157,7 @@ class Manifest:
             "weight_storage": self.weight_storage,
             "has_weights": self.has_weights,
             "sms": list(self.sms),
+            "quantization": self.quantization.to_dict() if self.quantization else None,
             "build_key": self.build_key,
             "tool_versions": self.tool_versions,
             "files": {name: dataclasses.asdict(entry) for name, entry in self.files.items()},
@@ -174,7 +217,9 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         if engine.file not in content["files"]:
             raise ValueError(f"engine {engine.file!r} is not among the files")
     weights = {
-        name: WeightLayout(tuple(raw["sources"]), raw["transposed"], raw["dtype"], Combine(raw["combine"]))
+        name: WeightLayout(
+            tuple(raw["sources"]), raw["transposed"], raw["dtype"], Combine(raw["combine"]), Encoding(raw["encoding"])
+        )
         for name, raw in content["weights"].items()
     }
     return Manifest(
@@ -192,6 +237,7 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         weight_storage=WeightStorage(content["weight_storage"]),
         has_weights=content["has_weights"],
         sms=tuple(content["sms"]),
+        quantization=QuantizationFacts.from_dict(content["quantization"]) if content["quantization"] else None,
         build_key=content["build_key"],
         tool_versions=content["tool_versions"],
         files={name: FileEntry(**raw) for name, raw in content["files"].items()},

@@ -13,7 +13,14 @@ from pathlib import Path
 from nemodiff_trt.contract import ITEM_BYTES
 from nemodiff_trt.errors import BundleError
 
-_TO_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Two FP4 numbers a byte are plain bytes to the format.
+_TO_SAFETENSORS = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float4_e2m1fn_x2": "U8",
+}
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
 # A page: vector loads start aligned, and ONNX Runtime maps packed matrices only from starts that are multiples of 256.
 _ALIGNMENT = 4096

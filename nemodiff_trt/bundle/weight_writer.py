@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemodiff_trt.bundle.manifest import AdapterFacts, Combine, WeightLayout
+from nemodiff_trt.bundle.encoding import MatrixEncoder, QuantizedScales
+from nemodiff_trt.bundle.manifest import AdapterFacts, Combine, Encoding, WeightLayout
 from nemodiff_trt.bundle.safetensors_layout import Span, plan_spans
 from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.checkpoint.layout import adapter_decoder_name, adapter_tensor_name
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import BundleError
 from nemodiff_trt.model.rotary_tables import build_rotary_tables
+from nemodiff_trt.quantization.quantized_checkpoint import QuantizedCheckpoint
 
 # Rows are converted and transposed in pieces of this size, so that a large matrix is never held in memory.
 _BLOCK_BYTES = 32 * 2**20
@@ -26,7 +28,7 @@ _BLOCK_BYTES = 32 * 2**20
 Source = Callable[[str], Tensor]
 
 
-def checkpoint_source(checkpoint: Checkpoint) -> Source:
+def checkpoint_source(checkpoint: Checkpoint | QuantizedCheckpoint) -> Source:
     """Tensors by decoder name, as memory-mapped views; the adapter's matrices too."""
     names: dict[str, str] = {}
     if checkpoint.adapter is not None:
@@ -68,8 +70,17 @@ def plan_stored(layouts: dict[str, WeightLayout], shapes: dict[str, tuple[int, .
 class WeightLayouter:
     """Makes stored tensors out of sources, block by block."""
 
-    def __init__(self, model: ModelConfig, source: Source, cache_capacity: int, adapter: AdapterFacts | None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        source: Source,
+        cache_capacity: int,
+        adapter: AdapterFacts | None,
+        scales: QuantizedScales | None = None,
+    ) -> None:
+        """`scales` is needed where a layout is encoded."""
         self._model, self._source, self._capacity, self._adapter = model, source, cache_capacity, adapter
+        self._encoder = MatrixEncoder(scales) if scales is not None else None
 
     def blocks(self, name: str, layout: WeightLayout) -> Iterator[Tensor]:
         """Consecutive rows of the stored tensor `name`, contiguous, in the stored dtype."""
@@ -79,10 +90,17 @@ class WeightLayouter:
             with torch.device("cpu"):
                 yield getattr(build_rotary_tables(rope, width, self._capacity, dtype), name)
             return
+        if layout.encoding is not Encoding.PLAIN and self._encoder is not None and self._encoder.is_packed:
+            yield from self._encoder.packed_blocks(layout)
+            return
         if layout.combine is Combine.MERGE_ADAPTER:
             sources = [self._merged(layout.sources)]
         else:
             sources = [self._source(source) for source in layout.sources]
+        if layout.encoding is not Encoding.PLAIN:
+            assert self._encoder is not None, "only builds with a recipe have encoded layouts"
+            yield from self._encoder.blocks(layout, sources)
+            return
         if layout.transposed:
             columns = sum(tensor.shape[0] for tensor in sources)
             for rows in _ranges(sources[0].shape[1], columns * dtype.itemsize):
@@ -93,7 +111,7 @@ class WeightLayouter:
                 yield tensor[rows].to(dtype).contiguous()
 
     def tensor(self, name: str, layout: WeightLayout) -> Tensor:
-        """The whole stored tensor; for tests and small models."""
+        """The whole stored tensor; for tests, small models and constants of an engine. A scalar comes as [1]."""
         return torch.cat(list(self.blocks(name, layout)))
 
     def _merged(self, sources: tuple[str, ...]) -> Tensor:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemodiff_trt.bundle.manifest import Combine, WeightLayout
+from nemodiff_trt.bundle.manifest import Combine, Encoding, WeightLayout
 from nemodiff_trt.bundle.reader import Bundle
 from nemodiff_trt.bundle.safetensors_layout import read_header
 from nemodiff_trt.config import ModelConfig
+from nemodiff_trt.quantization.facts import QuantizationFacts
+from nemodiff_trt.vocabulary import LinearFormat, Role
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# numpy has no bfloat16: such tensors are mapped as their bits, and `tensor_over` gives them their type in torch.
-_NUMPY_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+# numpy has no bfloat16 and nothing narrower: such tensors are mapped as their bits, and `tensor_over` gives them their type.
+_NUMPY_DTYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "uint16",
+    "float8_e4m3fn": "uint8",
+    "float4_e2m1fn_x2": "uint8",
+}
+
+_WITH_A_MATRIX = (Encoding.PLAIN, Encoding.FP8, Encoding.NVFP4, Encoding.FP8_DEQUANTIZED, Encoding.NVFP4_DEQUANTIZED)
 
 
 def mapped_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -44,13 +55,48 @@ def tensor_over(array: np.ndarray, dtype: str) -> Tensor:
         return torch.from_numpy(array).view(getattr(torch, dtype))
 
 
-def source_tensors(bundle: Bundle) -> dict[str, Tensor]:
+def source_tensors(bundle: Bundle, role: Role | None = None) -> dict[str, Tensor]:
     """Decoder parameters by their own names, as views of the mapped weight file: no copies.
+
+    Quantised layers give the numbers that their codes stand for, which are copies where the file holds codes. `role` is that of
+    the engine whose parameters are wanted, which matters where drafting has a precision of its own.
 
     The result fits `TriModeDecoder.load_state_dict(..., strict=True, assign=True)`, given that the decoder has an adapter if
     and only if the manifest has one. The tensors must not be written to.
     """
-    return split_sources(bundle.manifest.model, bundle.manifest.weights, mapped_tensors(bundle.weights_path))
+    manifest = bundle.manifest
+    layouts = role_layouts(manifest.weights, manifest.quantization, role)
+    return split_sources(manifest.model, layouts, mapped_tensors(bundle.weights_path))
+
+
+def input_scales(
+    layouts: Mapping[str, WeightLayout], stored: Mapping[str, np.ndarray]
+) -> dict[str, tuple[LinearFormat, Tensor]]:
+    """Format and scale (fp32 []) of the inputs of every quantised layer, by its name without `.weight`."""
+    found: dict[str, tuple[LinearFormat, Tensor]] = {}
+    for name, layout in layouts.items():
+        form = layout.encoding.linear_format
+        if layout.encoding.is_input_scale and form is not None:
+            scale = tensor_over(stored[name].reshape(1), layout.dtype).reshape(())
+            sources = layout.sources if layout.combine is Combine.CONCAT else layout.sources[:1]
+            found |= {source.removesuffix(".weight"): (form, scale) for source in sources}
+    return found
+
+
+def role_layouts(
+    layouts: Mapping[str, WeightLayout], quantization: QuantizationFacts | None, role: Role | None
+) -> dict[str, WeightLayout]:
+    """Those of `layouts` that the engine of `role` reads: a layer that drafting quantises in another way is stored twice."""
+    if quantization is None:
+        return dict(layouts)
+    recipe = quantization.recipe_of(role or Role.VERIFY)
+
+    def belongs(layout: WeightLayout) -> bool:
+        form = layout.encoding.linear_format
+        wanted = {recipe.format_of(source.removesuffix(".weight")) for source in layout.sources[:1]}
+        return form in wanted or (form is None and not wanted)
+
+    return {name: layout for name, layout in layouts.items() if belongs(layout)}
 
 
 def split_sources(model: ModelConfig, layouts: dict[str, WeightLayout], stored: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -59,13 +105,31 @@ def split_sources(model: ModelConfig, layouts: dict[str, WeightLayout], stored: 
 
     found: dict[str, Tensor] = {}
     for name, layout in layouts.items():
-        if layout.combine is not Combine.CONCAT:
+        if layout.combine is not Combine.CONCAT or layout.encoding not in _WITH_A_MATRIX:
             continue
-        tensor = tensor_over(stored[name], layout.dtype)
+        tensor = _matrix(name, layouts, stored)
         tensor = tensor.t() if layout.transposed else tensor
         widths = [source_width(model, source) for source in layout.sources] if len(layout.sources) > 1 else [tensor.shape[0]]
         found.update(zip(layout.sources, torch.split(tensor, widths), strict=True))
     return found
+
+
+def _matrix(name: str, layouts: dict[str, WeightLayout], stored: dict[str, np.ndarray]) -> Tensor:
+    """Numbers of a stored matrix, those that its codes stand for if it is quantised."""
+    import torch
+
+    from nemodiff_trt.quantization.formats import Fp8Tensor, Nvfp4Tensor
+
+    def part(suffix: str) -> Tensor:
+        return tensor_over(stored[f"{name}.{suffix}"], layouts[f"{name}.{suffix}"].dtype)
+
+    encoding = layouts[name].encoding
+    tensor = tensor_over(stored[name], layouts[name].dtype)
+    if encoding is Encoding.FP8:
+        return Fp8Tensor(tensor, part("weight_scale").reshape(())).dequantize()
+    if encoding is Encoding.NVFP4:
+        return Nvfp4Tensor(tensor.view(torch.uint8), part("block_scales"), part("weight_scale").reshape(())).dequantize()
+    return tensor
 
 
 def source_width(model: ModelConfig, source: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ class Checkpoint:
         if not path.is_dir():
             raise CheckpointError("checkpoint", str(path), "an existing folder")
         config = ModelConfig.from_file(path)
-        files = _open_weight_files(path)
+        files = open_weight_files(path)
         wanted = layout.decoder_shapes(config)
         check_names(files, wanted, layout.WEIGHTS_FILE)
         check_shapes({name: file.entries[name].shape for name, file in files.items()}, wanted)
@@ -118,11 +119,15 @@ class Checkpoint:
         }
 
 
-def _open_weight_files(directory: Path) -> dict[str, TensorFile]:
-    """The file of each tensor. A single file goes before an index, as in other loaders of this layout."""
+def open_weight_files(directory: Path, dtypes: Mapping[str, torch.dtype] = FLOAT_DTYPES) -> dict[str, TensorFile]:
+    """The file of each tensor. A single file goes before an index, as in other loaders of this layout.
+
+    Raises:
+        CheckpointError: a file or the index is missing, damaged, or holds a tensor of a dtype not in `dtypes`.
+    """
     index_path = directory / layout.INDEX_FILE
     if (directory / layout.WEIGHTS_FILE).exists() or not index_path.exists():
-        file = TensorFile.open(directory / layout.WEIGHTS_FILE)
+        file = TensorFile.open(directory / layout.WEIGHTS_FILE, dtypes)
         return dict.fromkeys(file.entries, file)
     weight_map = read_json_object(index_path, layout.INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -132,7 +137,7 @@ def _open_weight_files(directory: Path) -> dict[str, TensorFile]:
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise CheckpointError(name, file_name, f"the name of a file beside {layout.INDEX_FILE}")
         if file_name not in shards:
-            shards[file_name] = TensorFile.open(directory / file_name)
+            shards[file_name] = TensorFile.open(directory / file_name, dtypes)
         if name not in shards[file_name].entries:
             raise CheckpointError(name, "missing", f"a tensor in {file_name}, as {layout.INDEX_FILE} says")
     for file_name, shard in shards.items():

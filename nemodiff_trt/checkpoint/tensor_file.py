@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +20,9 @@ from torch import Tensor
 from nemodiff_trt.errors import CheckpointError
 
 FLOAT_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# What a quantised checkpoint holds beside them: two NVFP4 codes a byte, FP8 numbers and block scales.
+PACKED_DTYPES: dict[str, torch.dtype] = {"U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
+_DTYPES = FLOAT_DTYPES | PACKED_DTYPES
 _SIZE_BYTES = 8
 # The format's own limit; without it a damaged size field asks for any amount of memory.
 _MAX_HEADER_BYTES = 100_000_000
@@ -52,8 +55,12 @@ class TensorFile:
         self._mapping: Tensor | None = None
 
     @classmethod
-    def open(cls, path: Path) -> TensorFile:
+    def open(cls, path: Path, dtypes: Mapping[str, torch.dtype] = FLOAT_DTYPES) -> TensorFile:
         """Read the header.
+
+        Args:
+            path: of the file.
+            dtypes: those that its tensors may have.
 
         Raises:
             CheckpointError: the file is missing, truncated, longer than its header says, or no safetensors file.
@@ -70,7 +77,7 @@ class TensorFile:
                 header = file.read(header_bytes)
         except OSError as error:
             raise CheckpointError(path.name, str(path), f"a readable file ({error.strerror})") from error
-        entries = _parse_header(path.name, header)
+        entries = _parse_header(path.name, header, dtypes)
         needed = max((entry.end for entry in entries.values()), default=_SIZE_BYTES + header_bytes)
         if num_bytes != needed:
             state = "truncated" if num_bytes < needed else "longer than its header says"
@@ -82,7 +89,7 @@ class TensorFile:
         if self._mapping is None:
             self._mapping = torch.from_file(str(self.path), shared=False, size=self.num_bytes, dtype=torch.uint8)
         entry = self.entries[name]
-        dtype = FLOAT_DTYPES[entry.dtype]
+        dtype = _DTYPES[entry.dtype]
         data = self._mapping[entry.start : entry.end]
         # Writers align the data; one that does not costs a copy of the tensor.
         aligned = data if entry.start % dtype.itemsize == 0 else data.clone()
@@ -105,7 +112,7 @@ class TensorFile:
         yield max(0, self.num_bytes - _PAGE_BYTES), _PAGE_BYTES
 
 
-def _parse_header(file_name: str, header: bytes) -> dict[str, TensorEntry]:
+def _parse_header(file_name: str, header: bytes, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorEntry]:
     try:
         content = json.loads(header, object_pairs_hook=_unique_keys)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -113,7 +120,8 @@ def _parse_header(file_name: str, header: bytes) -> dict[str, TensorEntry]:
     if not isinstance(content, dict):
         raise CheckpointError(file_name, type(content).__name__, "a header that is a JSON object")
     data_start = _SIZE_BYTES + len(header)
-    entries = {name: _parse_entry(file_name, name, raw, data_start) for name, raw in content.items() if name != "__metadata__"}
+    named = {name: raw for name, raw in content.items() if name != "__metadata__"}
+    entries = {name: _parse_entry(file_name, name, raw, data_start, dtypes) for name, raw in named.items()}
     position = data_start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
@@ -124,7 +132,7 @@ def _parse_header(file_name: str, header: bytes) -> dict[str, TensorEntry]:
     return entries
 
 
-def _parse_entry(file_name: str, name: str, raw: Any, data_start: int) -> TensorEntry:
+def _parse_entry(file_name: str, name: str, raw: Any, data_start: int, dtypes: Mapping[str, torch.dtype]) -> TensorEntry:
     """Check one header entry.
 
     Raises:
@@ -133,12 +141,12 @@ def _parse_entry(file_name: str, name: str, raw: Any, data_start: int) -> Tensor
     if not isinstance(raw, dict):
         raise CheckpointError(name, raw, f"an entry with dtype, shape and data_offsets in the header of {file_name}")
     dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
-    if dtype not in FLOAT_DTYPES:
-        raise CheckpointError(name, f"dtype {dtype}", ", ".join(FLOAT_DTYPES))
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise CheckpointError(name, f"dtype {dtype}", ", ".join(dtypes))
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
         raise CheckpointError(name, raw, f"a shape and two data_offsets of whole numbers in the header of {file_name}")
     start, end = offsets
-    num_bytes = math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
+    num_bytes = math.prod(shape) * _DTYPES[dtype].itemsize
     if end - start != num_bytes:
         raise CheckpointError(name, f"{end - start} bytes in {file_name}", f"{num_bytes} bytes for {dtype} {shape}")
     return TensorEntry(dtype, tuple(shape), data_start + start, data_start + end)

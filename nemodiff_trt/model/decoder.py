@@ -68,6 +68,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.query_width, config.hidden_size, bias=False)
         self.adapter: LowRankAdapter | None = None
 
+    def attach_adapter(self, rank: int, scale: float) -> None:
+        """Give o_proj a low-rank branch that adds nothing yet, where and in what dtype its weight is."""
+        weight = self.o_proj.weight
+        adapter = LowRankAdapter(weight.shape[1], weight.shape[0], rank, scale)
+        self.adapter = adapter.to(device=weight.device, dtype=weight.dtype)
+
     def project_output(self, mixed: Tensor, use_adapter: bool, rows: Tensor | None = None) -> Tensor:
         """o_proj, plus the low-rank branch in a draft step, times `rows` [B,S]. `mixed` [B,S,H*D] -> [B,S,hidden]."""
         output: Tensor = self.o_proj(mixed)
@@ -183,10 +189,7 @@ class TriModeDecoder(nn.Module):
     def attach_adapter(self, rank: int, scale: float) -> None:
         """Give every o_proj a zero low-rank branch; fill it through `load_state_dict` or training."""
         for layer in self.decoder_layers:
-            attention = layer.self_attn
-            weight = attention.o_proj.weight
-            adapter = LowRankAdapter(weight.shape[1], weight.shape[0], rank, scale)
-            attention.adapter = adapter.to(device=weight.device, dtype=weight.dtype)
+            layer.self_attn.attach_adapter(rank, scale)
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:

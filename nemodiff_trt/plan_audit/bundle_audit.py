@@ -27,7 +27,13 @@ class BundleAudit:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line for each finding of severity warning."""
-        lines = [f"{role}: {finding.code}: {finding.message}" for role, plan in self.plans.items() for finding in plan.warnings]
+        # A plan that serves several roles is said once, under the first of them.
+        distinct = {id(plan): (role, plan) for role, plan in reversed(self.plans.items())}
+        lines = [
+            f"{role}: {finding.code}: {finding.message}"
+            for role, plan in reversed(distinct.values())
+            for finding in plan.warnings
+        ]
         return (*lines, *(f"{finding.code}: {finding.message}" for finding in self.memory.findings()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,9 +59,12 @@ def audit_engines(
         context: what the engines share.
         on_done: told how many roles are audited.
     """
-    plans = {}
+    plans: dict[Role, PlanAudit] = {}
+    audited: dict[str, PlanAudit] = {}
     for done, (role, engine) in enumerate(roles.items(), start=1):
-        plans[role] = audit_plan(read(engine.file), engine_facts(role, engine, context))
+        if engine.file not in audited:
+            audited[engine.file] = audit_plan(read(engine.file), engine_facts(role, engine, context))
+        plans[role] = audited[engine.file]
         on_done(done)
     memory = weight_memory(context.model, context.precision, roles, context.weights, context.weight_shapes)
     return BundleAudit(plans, memory)

@@ -6,29 +6,35 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemodiff_trt.bundle import Manifest, RoleEngine, WeightLayout
+from nemodiff_trt.bundle import Encoding, Manifest, RoleEngine, WeightLayout
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES, Limits
 from nemodiff_trt.plan_audit.facts import AuditPoint, CacheFact, ProfileRange, StepFacts, WeightFact, is_row_table
-from nemodiff_trt.vocabulary import Precision, Role
+from nemodiff_trt.quantization.facts import QuantizationFacts
+from nemodiff_trt.quantization.recipe import layer_of
+from nemodiff_trt.vocabulary import LinearFormat, Precision, Role
 
 # Steps of a single sequence that are audited where a role can have them.
 _STEPS = (1, 2, 4, 8, 16, 32)
+_OPERANDS = {LinearFormat.FP8: "fp8", LinearFormat.NVFP4: "fp4"}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineContext:
-    """What all engines of a bundle share. `weights` and `weight_shapes` are those of the manifest."""
+    """What all engines of a bundle share. `weights`, `weight_shapes` and `quantization` are those of the manifest."""
 
     model: ModelConfig
     precision: Precision
     limits: Limits
     weights: Mapping[str, WeightLayout]
     weight_shapes: Mapping[str, tuple[int, ...]]
+    quantization: QuantizationFacts | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> EngineContext:
-        return cls(manifest.model, manifest.precision, manifest.limits, manifest.weights, manifest.weight_shapes)
+        return cls(
+            manifest.model, manifest.precision, manifest.limits, manifest.weights, manifest.weight_shapes, manifest.quantization
+        )
 
 
 def engine_facts(role: Role, engine: RoleEngine, context: EngineContext) -> StepFacts:
@@ -41,8 +47,8 @@ def engine_facts(role: Role, engine: RoleEngine, context: EngineContext) -> Step
     if profiles:
         steps = [step for step in _STEPS if profiles[0].min_step <= step < profiles[0].max_step]
         points += [AuditPoint(profiles[0].max_batch, step, capacity // 2) for step in steps]
-    bound = {name: _weight(name, context, embedded=False) for name in engine.weights}
-    inside = {name: _weight(name, context, embedded=True) for name in engine.constants}
+    bound = {name: _weight(name, role, context, embedded=False) for name in engine.weights}
+    inside = {name: _weight(name, role, context, embedded=True) for name in engine.constants}
     return StepFacts(
         role=role,
         precision=context.precision,
@@ -55,7 +61,16 @@ def engine_facts(role: Role, engine: RoleEngine, context: EngineContext) -> Step
     )
 
 
-def _weight(name: str, context: EngineContext, embedded: bool) -> WeightFact:
+def _weight(name: str, role: Role, context: EngineContext, embedded: bool) -> WeightFact:
     dtype, shape = context.weights[name].dtype, context.weight_shapes[name]
     num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
-    return WeightFact(dtype, shape, num_bytes, by_rows=is_row_table(name), embedded=embedded)
+    return WeightFact(dtype, shape, num_bytes, is_row_table(name), embedded, _operands(name, role, context))
+
+
+def _operands(name: str, role: Role, context: EngineContext) -> str:
+    """Format that the recipe asks of a matrix, whatever it is stored as."""
+    layout = context.weights[name]
+    if context.quantization is None or layout.encoding not in (Encoding.PLAIN, Encoding.FP8, Encoding.NVFP4):
+        return ""
+    form = context.quantization.recipe_of(role).format_of(layer_of(layout.sources[0])) if layout.sources else None
+    return _OPERANDS[form] if form is not None else ""

@@ -22,7 +22,8 @@ def is_row_table(name: str) -> bool:
 class WeightFact:
     """One stored weight: dtype and shape as stored, size in bytes (a packed format holds several elements a byte).
 
-    `by_rows`: a step reads one row per token of it, not the whole. `embedded`: the plan holds it, it is no input.
+    `by_rows`: a step reads one row per token of it, not the whole. `embedded`: the plan holds it, it is no input. `operands`:
+    dtype ("fp8", "fp4") that both operands of its multiplication must have, empty where nothing is asked for.
     """
 
     dtype: str
@@ -30,6 +31,7 @@ class WeightFact:
     num_bytes: int
     by_rows: bool = False
     embedded: bool = False
+    operands: str = ""
 
     @property
     def num_elements(self) -> int:

@@ -16,6 +16,7 @@ _PROFILE = re.compile(r" \[profile (\d+)\]")
 _SUFFIX = re.compile(r"( \[profile \d+\])?(\.\d+)?$")
 # A program is text; anything longer than this is not one.
 _MAX_TEXT_BYTES = 1 << 28
+_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,13 @@ def _texts(plan: bytes) -> Iterator[tuple[int, str]]:
         end = len(plan) if end < 0 else end
         position = max(end, match.end())
         if end - match.start() <= _MAX_TEXT_BYTES:
-            yield match.start(), bytes(plan[match.start() : end]).decode("latin-1")
+            yield match.start(), _without_length(bytes(plan[match.start() : end]).decode("latin-1"))
+
+
+def _without_length(text: str) -> str:
+    """`text` up to its last line: a number in the plan's binary part follows, whose first bytes may be printable."""
+    end = text.rfind("}\n") + 2
+    return text[:end] if end >= 2 and len(text) - end < _NUMBER_BYTES else text
 
 
 def read_program(text: str, end: int = 0) -> Program | None:

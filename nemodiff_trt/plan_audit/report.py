@@ -28,6 +28,7 @@ class FindingCode(StrEnum):
     WHOLE_CACHE_ATTENTION = "whole_cache_attention"
     DUPLICATED_WEIGHTS = "duplicated_weights"
     FP32_GEMM = "fp32_gemm"
+    UNQUANTIZED_GEMM = "unquantized_gemm"
     HOST_ROUND_TRIP = "host_round_trip"
     UNKNOWN_PLAN_FORMAT = "unknown_plan_format"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nemodiff_trt.plan_audit.launches import LaunchKind, unknown_kinds
+from nemodiff_trt.plan_audit.launches import Launch, LaunchKind, unknown_kinds
 from nemodiff_trt.plan_audit.lineage import Copy, cache_copies, feeds, weight_copies
 from nemodiff_trt.plan_audit.report import Finding, FindingCode, Severity
 from nemodiff_trt.plan_audit.tensors import Operand, OperandKind, TensorTable
@@ -21,6 +21,7 @@ def step_findings(steps: tuple[Step, ...]) -> Iterator[Finding]:
         yield from _cache_copies(step)
         yield from _whole_cache_attention(step)
         yield from _fp32_gemms(step)
+        yield from _unquantized_gemms(step)
         yield from _device_reads(step)
     yield from _unfused_attention(steps)
 
@@ -118,6 +119,30 @@ def _fp32_gemms(step: Step) -> Iterator[Finding]:
     finding = _warning(step, FindingCode.FP32_GEMM, message, total, (launch.label for launch in wide))
     if step.facts.precision is not Precision.FP32:
         yield finding
+
+
+def _unquantized_gemms(step: Step) -> Iterator[Finding]:
+    """Matrices that the recipe quantises, and that no multiplication takes in the format together with its input."""
+    wanted = {name: weight.operands for name, weight in step.facts.weights.items() if weight.operands}
+    right, wrong = set[str](), dict[str, Launch]()
+    for launch in step.launches:
+        for index in launch.matrices:
+            name = launch.inputs[index].label
+            form = wanted.get(name)
+            if form is None:
+                continue
+            if launch.gemms and all(pair == (form, form) for pair in launch.gemms):
+                right.add(name)
+            else:
+                wrong[name] = launch
+    missed = [name for name in wanted if name not in right or name in wrong]
+    if missed:
+        pairs = sorted({" x ".join(pair) for launch in wrong.values() for pair in launch.gemms})
+        found = f" ({', '.join(pairs)})" if pairs else ""
+        forms = "/".join(sorted(set(wanted.values())))
+        message = f"{len(missed)} of {len(wanted)} quantised matrices are not multiplied in {forms} with a {forms} input{found}"
+        total = sum(step.facts.weights[name].num_bytes for name in missed)
+        yield _warning(step, FindingCode.UNQUANTIZED_GEMM, message, total, missed)
 
 
 def _device_reads(step: Step) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemodiff_trt.bundle import RoleEngine, WeightLayout
+from nemodiff_trt.bundle import Encoding, RoleEngine, WeightLayout
 from nemodiff_trt.checkpoint.layout import decoder_shapes
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES
@@ -18,6 +18,8 @@ from nemodiff_trt.vocabulary import Precision, Role
 
 # A merged draft adapter costs a second output projection, at most 9 % of a published model. A second set costs far more.
 MAX_RATIO = 1.10
+# Plans that hold block scales hold them once each: a sixteenth of a byte a weight, an eighth of the weights themselves.
+MAX_BAKED_RATIO = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,14 @@ class WeightMemory:
 
     num_bytes: int
     one_copy_bytes: int
+    has_baked_scales: bool = False
 
     @property
     def ratio(self) -> float:
         return self.num_bytes / self.one_copy_bytes
 
     def findings(self) -> tuple[Finding, ...]:
-        if self.ratio <= MAX_RATIO:
+        if self.ratio <= (MAX_BAKED_RATIO if self.has_baked_scales else MAX_RATIO):
             return ()
         message = (
             f"the roles keep {self.num_bytes / 1e6:.1f} MB of weights, {self.ratio:.2f} times one copy of the model"
@@ -60,5 +63,10 @@ def weight_memory(
     bound = {name for engine in roles.values() for name in engine.weights}
     inside = {engine.file: engine.constants for engine in roles.values()}
     total = sum(map(num_bytes, bound)) + sum(num_bytes(name) for names in inside.values() for name in names)
+    used = bound.union(*inside.values())
+    if any(weights[name].encoding is not Encoding.PLAIN for name in used):
+        # One copy: every stored tensor once, but for the adapter, which is no part of the model.
+        copy = sum(num_bytes(name) for name in used if not any(".adapter." in source for source in weights[name].sources))
+        return WeightMemory(total, copy, any(inside.values()))
     item = ITEM_BYTES[ENGINE_FLOAT[precision]]
     return WeightMemory(total, sum(math.prod(shape) for shape in decoder_shapes(model).values()) * item)

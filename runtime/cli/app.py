@@ -9,8 +9,10 @@ from nemodiff_trt.runtime.cli.bind import BindArguments, bind
 from nemodiff_trt.runtime.cli.calibrate import CalibrateArguments, calibrate
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
 from nemodiff_trt.runtime.cli.check import CheckArguments, check
+from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
+from nemodiff_trt.runtime.cli.serve import ServeArguments, serve
 from nemodiff_trt.runtime.cli.train import train
 from nemodiff_trt.runtime.cli.triton_repo import TritonRepoArguments, triton_repo
 
@@ -26,8 +28,10 @@ def build_app() -> typer.Typer:
     )
     app.command("generate")(dataclass_command("generate", GenerateArguments, generate))
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
+    app.command("serve")(dataclass_command("serve", ServeArguments, serve))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
     app.command("calibrate")(dataclass_command("calibrate", CalibrateArguments, calibrate))
+    app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
     app.command("triton-repo")(dataclass_command("triton_repo", TritonRepoArguments, triton_repo))

@@ -89,7 +89,7 @@ def _roles(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     found = {}
     for role, engine in sorted(manifest.roles.items(), key=lambda item: list(Role).index(item[0])):
-        contract = step_contract(role, manifest.model, manifest.precision, manifest.keep_logits)
+        contract = step_contract(role, manifest.model, manifest.compute_precision, manifest.keep_logits)
         found[str(role)] = {
             "file": engine.file,
             "num_bytes": manifest.files[engine.file].num_bytes,
@@ -108,7 +108,7 @@ def _cache_bytes(bundle: Bundle) -> int:
     from nemodiff_trt.contract import ENGINE_FLOAT, ITEM_BYTES
 
     manifest = bundle.manifest
-    item_bytes = ITEM_BYTES[ENGINE_FLOAT[manifest.precision]]
+    item_bytes = ITEM_BYTES[ENGINE_FLOAT[manifest.compute_precision]]
     slots = manifest.limits.cache_capacity * manifest.model.num_hidden_layers
     return 2 * slots * manifest.model.key_value_width * item_bytes
 

@@ -11,8 +11,9 @@ import numpy as np
 
 # Cycles after which an observation counts half as much: texts change from easy to hard within an answer.
 HALF_LIFE = 50.0
-# Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position.
-PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.8
+# Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position. Hopeful,
+# because a hope is corrected by the first cycles, while without any nothing would be learned.
+PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
 
 
 class AcceptanceModel:

@@ -20,9 +20,9 @@ _ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY)
 
 
 def steps_to_measure(session: Session) -> Iterator[Step]:
-    """Powers of two of rows and step tokens up to what was built, with a short and a long history."""
+    """Powers of two of rows and step tokens up to what was built, with short and long histories."""
     limits = session.limits
-    histories = sorted({min(32, limits.max_seq_len), limits.max_seq_len // 2})
+    histories = sorted({max(1, limits.max_seq_len // part) for part in (16, 8, 4, 2)})
     for role in _ROLES:
         if role in session.roles:
             longest = limits.longest_step(role)
@@ -60,9 +60,10 @@ def device_name(target: Target) -> str:
 
 
 def held_out_error(device: str, times: list[StepTime]) -> float:
-    """Median relative error of steps the model was not fitted to: every second one of each role."""
-    model = LatencyModel.fit(device, times[::2])
-    return statistics.median(abs(model.ms(time.step) / time.ms - 1) for time in times[1::2])
+    """Median relative error of steps the model was not fitted to: every third one."""
+    left_out = times[1::3]
+    model = LatencyModel.fit(device, [time for time in times if time not in left_out])
+    return statistics.median(abs(model.ms(time.step) / time.ms - 1) for time in left_out)
 
 
 def _powers(first: int, last: int) -> list[int]:

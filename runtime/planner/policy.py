@@ -18,7 +18,7 @@ MIN_GAIN = 0.04
 # Cycles a choice stands for while the number of requests stays the same: choosing takes time as well.
 DECIDE_CYCLES = 4
 # Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
-PROBE_CYCLES = 256
+PROBE_CYCLES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Policy:
             self._choose(batch, history)
         decided = self.choice
         if not decided.drafts and self.block_lengths and self._cycles % PROBE_CYCLES == 0:
-            decided = Choice(min(self.block_lengths))
+            decided = max(map(Choice, self.block_lengths), key=lambda choice: self.speed(choice, batch, history))
         self.decisions[decided.block_length] = self.decisions.get(decided.block_length, 0) + 1
         return decided
 

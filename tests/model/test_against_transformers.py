@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Ministral3Config, Ministral3ForCausalLM
+from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from nemodiff_trt.config import ModelConfig, RopeParameters
 from nemodiff_trt.model import TriModeDecoder, build_rotary_tables
 from nemodiff_trt.model.rotary_tables import inverse_frequencies
 from support.checkpoints import random_decoder, tiny_config
+from support.ministral3 import random_step, relative_error
 
 BATCH = 2
 # Length of the cache before the step and number of step tokens: the start, and across the end of the original context.
@@ -70,45 +71,19 @@ class Comparison:
 
     def __init__(self, theta: float, window: str) -> None:
         self.config = published_geometry(theta)
-        self.num_cached, self.step = WINDOWS[window]
-        self.decoder = random_decoder(self.config, self.num_cached + self.step, adapter_rank=0)
-        generator = torch.Generator().manual_seed(1)
-        self.input_ids = torch.randint(0, self.config.vocab_size, (BATCH, self.step), generator=generator)
-        # Short keys: the many cached ones then share the attention with the few of the step, which carry the positions.
-        shape = (BATCH, self.config.num_key_value_heads, self.num_cached, self.config.head_dim)
-        self.cached = [
-            (0.1 * torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
-            for _ in range(self.config.num_hidden_layers)
-        ]
+        self.step = random_step(self.config, BATCH, *WINDOWS[window])
+        self.decoder = random_decoder(self.config, self.step.num_positions, adapter_rank=0)
 
-    @torch.no_grad()
     def expected(self) -> Tensor:
         """Logits [B,S,V] of the reference."""
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(self.cached):
-            cache.update(key, value, layer)
-        positions = torch.arange(self.num_cached, self.num_cached + self.step).expand(BATCH, -1)
-        reference = make_reference(self.config, self.decoder)
-        logits: Tensor = reference(self.input_ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
-        return logits
+        return self.step.reference_logits(make_reference(self.config, self.decoder))
 
-    @torch.no_grad()
     def actual(self, rope: RopeParameters | None = None) -> Tensor:
         """Logits [B,S,V] of the decoder, with the tables of `rope` where given."""
-        num_positions = self.num_cached + self.step
         if rope is not None:
             self.decoder.config = dataclasses.replace(self.config, rope_parameters=rope)
-            self.decoder.set_rotary_tables(num_positions, torch.float32)
-        slack = torch.zeros(BATCH, self.config.num_key_value_heads, self.step, self.config.head_dim)
-        keys = [torch.cat((key, slack), 2) for key, _ in self.cached]
-        values = [torch.cat((value, slack), 2) for _, value in self.cached]
-        logits: Tensor = self.decoder(self.input_ids, torch.full((BATCH,), self.num_cached), keys, values)[0]
-        return logits
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference in units of the standard deviation of the expected logits."""
-    return float((actual - expected).abs().max() / expected.std())
+            self.decoder.set_rotary_tables(self.step.num_positions, torch.float32)
+        return self.step.decoder_logits(self.decoder)
 
 
 # At the start the angles are exact enough for fp32 round-off to be all that differs. At 16,450 the reference's fp32 angles are

@@ -28,6 +28,12 @@ def test_other_formats(plan: bytes) -> None:
     assert audit.profiles == ()
 
 
+@pytest.mark.parametrize("first", [b"{", b"}", b'"', b"=", b"\x7d\x03"])
+def test_a_number_behind_a_program_may_look_like_text(first: bytes) -> None:
+    plan = texts.plan(layer(CLEAN) + first.decode("latin-1"), rest=b"\1" * 64)
+    assert audit_plan(plan, FACTS).findings == audit_plan(PLAN, FACTS).findings == ()
+
+
 @given(st.binary(max_size=2000))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes(plan: bytes) -> None:

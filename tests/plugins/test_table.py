@@ -41,7 +41,11 @@ def test_every_folder_is_in_the_table() -> None:
 
 
 def test_every_operator_has_the_forms_that_engines_need() -> None:
-    assert ONNX_FORMS.keys() == NETWORK_FORMS.keys() == {op.name for op in OPS}
+    # Rounding is emulated on a CPU, where TensorRT multiplies quantised operands: an operator of the one or of the other.
+    assert ONNX_FORMS.keys() == {op.name for op in OPS if Form.ONNX in op.forms}
+    assert NETWORK_FORMS.keys() == {op.name for op in OPS if Form.NETWORK in op.forms}
+    one_sided = ONNX_FORMS.keys() ^ NETWORK_FORMS.keys()
+    assert one_sided == {"round_to_fp8", "round_to_nvfp4", "fp8_linear", "nvfp4_linear"}
     for op in OPS:
         assert realisations(op).keys() == COLUMNS.keys()
         assert set(map(str, Target)) <= COLUMNS.keys()

@@ -16,36 +16,19 @@ from nemodiff_trt.errors import BusyError, EngineStoppedError, InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import AsyncTriModeEngine, EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.vocabulary import Mode
 from support.checkpoints import write_tokenizer
-from support.scripted_session import ScriptedSession, counting, guess_from
+from support.gated_session import GatedSession
 
 LIMITS = Limits(max_batch_size=4, max_seq_len=160, block_length=16, prefill_chunk=32)
 AR = GenerationOptions(mode=Mode.AR, max_new_tokens=20)
 LONG = GenerationOptions(mode=Mode.AR, max_new_tokens=150)
 
 
-class GatedSession(ScriptedSession):
-    """Runs only while the gate is open, and breaks when told to."""
-
-    def __init__(self) -> None:
-        super().__init__(counting(110), guess_from(counting(110), 1, 0.8), LIMITS)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.is_broken = False
-
-    def run(self, *arguments: Any, **more: Any) -> StepOutput:
-        assert self.gate.wait(timeout=10)
-        if self.is_broken:
-            raise RuntimeError("the device is gone")
-        return super().run(*arguments, **more)
-
-
 @pytest.fixture
 def session() -> GatedSession:
-    return GatedSession()
+    return GatedSession(LIMITS)
 
 
 @pytest.fixture

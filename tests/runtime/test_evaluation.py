@@ -24,6 +24,7 @@ def result(tokenizer: Tokenizer, text: str, forwards: int, cycles: int) -> Gener
     ids = tuple(tokenizer.encode(text))
     later = len(ids) - 1
     stats = GenerationStats(
+        prompt_tokens=3,
         new_tokens=len(ids),
         forward_passes=forwards,
         prefill_passes=1,

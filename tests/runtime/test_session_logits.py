@@ -104,3 +104,20 @@ def test_a_bundle_without_sampling_has_none(tiny_bundle: Bundle) -> None:
     session = open_session(tiny_bundle, 1)
     assert not session.has_logits
     assert session.run(Role.DECODE, random_ids(1, 1), session.create_cache(1)).logits is None
+
+
+def test_one_token_and_a_block_decide_from_the_same_bits(sampling_bundle_dir: Path) -> None:
+    """Losslessness does not hang on near ties: the causal logits of a token are those of `ar` bit for bit."""
+    session = open_session(Bundle.open(sampling_bundle_dir))
+    for seed in range(8):
+        cache = prefilled(session, 1)
+        ids = random_ids(1, 8, seed)
+        block = session.run(Role.VERIFY, ids, cache).logits
+        assert block is not None
+        wanted = block.copy()
+        for offset in range(8):
+            alone = session.run(Role.DECODE, ids[:, offset : offset + 1], cache).logits
+            assert alone is not None
+            assert alone.shape == (1, 1, session.model.vocab_size)
+            np.testing.assert_array_equal(alone[0, 0], wanted[0, offset])
+            cache.length += 1

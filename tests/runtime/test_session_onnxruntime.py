@@ -146,7 +146,7 @@ class TestBuffers:
         cache = prefilled(session, 1)
         for role in (Role.DECODE, Role.VERIFY):
             session.run(role, random_ids(1, 1), cache)
-        assert cache.bindings[Role.DECODE, 1].engine is cache.bindings[Role.VERIFY, 1].engine
+        assert cache.bindings[Role.DECODE, 2].engine is cache.bindings[Role.VERIFY, 1].engine
 
 
 class TestRefusals:

@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.nvfp4_linear.reference import nvfp4_linear as nvfp4_linear
+from nemodiff_trt.plugins.nvfp4_linear.reference import nvfp4_linear_reference as nvfp4_linear_reference

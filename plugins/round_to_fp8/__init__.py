@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.round_to_fp8.reference import round_to_fp8 as round_to_fp8
+from nemodiff_trt.plugins.round_to_fp8.reference import round_to_fp8_reference as round_to_fp8_reference

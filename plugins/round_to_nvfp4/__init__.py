@@ -1,0 +1,2 @@
+from nemodiff_trt.plugins.round_to_nvfp4.reference import round_to_nvfp4 as round_to_nvfp4
+from nemodiff_trt.plugins.round_to_nvfp4.reference import round_to_nvfp4_reference as round_to_nvfp4_reference
