@@ -79,19 +79,24 @@ class ResponseStream:
         # New events may be appended meanwhile, so only those seen here are taken.
         events = self._events[:]
         del self._events[: len(events)]
+        if self._error is None and not events:
+            return None
+        end: StreamEvent | NemodiffError | None = self._error
         if self._error is not None:
             self._send_error(backend, self._error)
-            return self._error
-        if not events:
-            return None
-        last = events[-1]
-        is_last = last.result is not None
-        if last.result is not None and last.result.finish_reason is FinishReason.CANCELLED:
-            self._send_error(backend, _LeftError("the request was cancelled"))
-            return last
-        response = backend.InferenceResponse(self._tensors(backend, events))
-        self._sender.send(response, flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0)
-        return last if is_last else None
+        else:
+            result = events[-1].result
+            end = None if result is None else events[-1]
+            if result is not None and result.finish_reason is FinishReason.CANCELLED:
+                self._send_error(backend, _LeftError("the request was cancelled"))
+            else:
+                response = backend.InferenceResponse(self._tensors(backend, events))
+                self._sender.send(response, flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if end else 0)
+        if end is not None:
+            # The server keeps a model loaded for as long as a sender of it exists. The future of the request and this object
+            # know each other, so without this the sender would stay until the garbage collector comes by.
+            self._sender = None
+        return end
 
     def _tensors(self, backend: Backend, events: list[StreamEvent]) -> list[Any]:
         result = events[-1].result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,27 @@ def ask_after_close(served: ServedModel) -> str:
     stream.send(served._backend)
     del served._sender._open[stream]
     return str(late.sender.error.code)
+
+
+def test_senders_are_let_go(served: ServedModel) -> None:
+    """The server keeps an old version loaded while a sender exists, so none may wait for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        held = []
+        for tensors in (
+            {"text_input": "a", "max_new_tokens": 2},
+            {"text_input": "a", "mode": "fast"},
+            {"text_input": "a" * 160},
+        ):
+            sent = request(tensors)
+            served.execute([sent])
+            sent.sender.wait()
+            held.append(weakref.ref(sent.sender))
+            del sent
+        eventually(lambda: not any(reference() for reference in held))
+    finally:
+        gc.enable()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
