@@ -22,7 +22,7 @@ from support.http_server import CHAT, COMPLETION, HttpServer, wait_until
 
 LIMITS = Limits(max_batch_size=2, max_seq_len=160, block_length=16, prefill_chunk=32)
 OPTIONS = ServerOptions(model_name="tiny", max_body_bytes=20_000, max_answers=4, read_timeout_s=0.5)
-KEYED = ServerOptions(model_name="tiny", api_keys=("first", "secönd"))
+KEYED = ServerOptions(model_name="tiny", api_keys=("first", "secönd"), allowed_hosts=("127.0.0.1", "[::1]"))
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 LONG = {"prompt": "a", "mode": "ar", "max_tokens": 150}
 
@@ -237,6 +237,12 @@ class TestKeys:
         )
         with pytest.raises(openai.AuthenticationError):
             guarded.client("firs").models.list()
+
+    def test_hosts(self, guarded: HttpServer) -> None:
+        for host in ("evil.example", "127.0.0.1.evil.example:80", "", "[::1]evil"):
+            assert guarded.request("GET", "/", headers={"host": host})[0] in (400, 421)
+        for host in ("127.0.0.1", "127.0.0.1:80", "[::1]:8000"):
+            assert guarded.request("GET", "/", headers={"host": host})[0] == 200
 
     def test_page_and_health_need_none(self, guarded: HttpServer) -> None:
         assert [guarded.request("GET", path)[0] for path in ("/", "/page/app.js", "/health")] == [200] * 3
