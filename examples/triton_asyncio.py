@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,11 @@ import numpy as np
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-PROMPTS = ("Count from 3 to 9.", "Copy: amber fox", "Sort: pear, apple, fig", "Count from 1 to 40.")
+PROMPTS = (
+    "Count down from 103 to 28 in steps of 5.",
+    "Write the receipt for 7 eggs at 5, 9 stamps at 6, 5 coins at 3.",
+    "Sort by name: Ola, Zoe, Vic, Yara, Quin",
+)
 
 
 def tensor(name: str, value: str | int) -> InferInput:
@@ -43,7 +48,8 @@ async def stream(client: InferenceServerClient, model: str, fields: dict[str, st
 
 
 async def answer(client: InferenceServerClient, model: str, prompt: str) -> str:
-    return "".join([text async for text in stream(client, model, {"text_input": prompt, "max_new_tokens": 48})])
+    chat = json.dumps([{"role": "user", "content": prompt}])
+    return "".join([text async for text in stream(client, model, {"messages": chat, "max_new_tokens": 96})])
 
 
 async def main() -> None:

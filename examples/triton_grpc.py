@@ -1,6 +1,6 @@
 """Stream an answer from a Triton server over gRPC (docs/triton.md). Needs `pip install 'tritonclient[grpc]'`.
 
-python examples/triton_grpc.py "Count from 3 to 9." --address localhost:8001
+python examples/triton_grpc.py "Count down from 103 to 28 in steps of 5." --address localhost:8001
 """
 
 from __future__ import annotations

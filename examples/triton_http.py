@@ -1,6 +1,6 @@
 """Stream an answer from a Triton server over HTTP, with nothing but the standard library (docs/triton.md).
 
-python examples/triton_http.py "Count from 3 to 9." --address localhost:8000
+python examples/triton_http.py "Count down from 103 to 28 in steps of 5." --address localhost:8000
 """
 
 from __future__ import annotations
