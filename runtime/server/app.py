@@ -28,6 +28,9 @@ from nemodiff_trt.runtime.server.served_model import ServedModel
 
 LOG_NAME = "nemodiff.server"
 _HEALTH_POLL_S = 0.5
+_TEXT = {"schema": {"type": "string"}}
+_PLAIN: dict[str, Any] = {"description": "Text.", "content": {"text/plain": _TEXT}}
+_ANSWER: dict[str, Any] = {"description": "The answer, as events with `stream`.", "content": {"text/event-stream": _TEXT}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The body cannot be used; `error.param` names the field."},
     401: {"description": "No valid API key."},
@@ -78,12 +81,12 @@ def create_app(
 
 
 def _add_answer_routes(app: FastAPI, handler: Handler) -> None:
-    @app.post("/v1/chat/completions", responses=_ERRORS, openapi_extra=_body_schema(request_bodies.ChatBody))
+    @app.post("/v1/chat/completions", responses={200: _ANSWER, **_ERRORS}, openapi_extra=_body_schema(request_bodies.ChatBody))
     async def chat(request: Request) -> Response:
         """Answer a chat."""
         return await handler.chat(request)
 
-    @app.post("/v1/completions", responses=_ERRORS, openapi_extra=_body_schema(request_bodies.CompletionBody))
+    @app.post("/v1/completions", responses={200: _ANSWER, **_ERRORS}, openapi_extra=_body_schema(request_bodies.CompletionBody))
     async def completion(request: Request) -> Response:
         """Go on with a text, or with token ids."""
         return await handler.completion(request)
@@ -104,7 +107,7 @@ def _add_fact_routes(
             raise ApiError(404, f"model: got {name!r}, allowed: {options.model_name}", param="model", code="model_not_found")
         return JSONResponse(model.describe(options.model_name))
 
-    @app.get("/metrics", responses=_errors(401))
+    @app.get("/metrics", response_class=PlainTextResponse, responses={200: _PLAIN, **_errors(401)})
     async def metrics_text() -> Response:
         """Counts and times for Prometheus."""
         try:
@@ -114,7 +117,7 @@ def _add_fact_routes(
         # Prometheus compares the whole content type.
         return Response(metrics.render(stats), headers={"content-type": CONTENT_TYPE})
 
-    @app.get("/health", responses=_errors(503))
+    @app.get("/health", response_class=PlainTextResponse, responses={200: _PLAIN, **_errors(503)})
     async def health() -> Response:
         """Whether requests can be answered."""
         if engine.is_alive:
