@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TRITON_ENV ?= build/triton-env
 # The folders as they are imported once installed: nemodiff_trt and its four subpackages.
 TYPED := build/typing/nemodiff_trt
 
-.PHONY: demo test lint format typecheck bench clean
+.PHONY: demo test lint format typecheck bench triton-env triton-test clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -31,6 +32,20 @@ typecheck: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+# The Triton server of this wheel cannot use NumPy 2, which is why it has an environment of its own. The package goes in without
+# its dependencies: a server that runs ONNX Runtime engines needs no compiler.
+triton-env: $(TRITON_ENV)/.installed
+
+$(TRITON_ENV)/.installed: Makefile
+	test -x $(TRITON_ENV)/bin/python || $(PYTHON) -m venv $(TRITON_ENV)
+	$(TRITON_ENV)/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' 'numpy<2' 'onnxruntime>=1.24' 'tokenizers>=0.21' 'jinja2>=3.1'
+	$(TRITON_ENV)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+triton-test: $(INSTALLED) triton-env
+	$(BIN)/python -m pip install --quiet -e ".[dev,triton]"
+	TRITON_ENV=$(TRITON_ENV) $(BIN)/python -m pytest -m "triton and not slow"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

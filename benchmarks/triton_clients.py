@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
+import grpc
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
 from load_generator import BrokenStreamError, Call, Piece, RefusedError
@@ -65,7 +66,7 @@ class GrpcClient:
                 ids = result.as_numpy("token_ids").tolist()
                 has_piece, has_end = True, bool(reason)
                 yield Piece(result.as_numpy("text_output")[0].decode(), len(ids), tuple(ids), reason or None)
-        except InferenceServerException as error:
+        except (InferenceServerException, grpc.RpcError) as error:
             raise BrokenStreamError(str(error)) from error
         finally:
             if not has_end:

@@ -8,7 +8,6 @@ runs it in the foreground. The server's Python backend predates NumPy 2, which i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import socket
@@ -129,13 +128,19 @@ class TritonServer:
             return False
 
     def load(self, model: str) -> str | None:
-        """Load or reload a model; returns the server's error, None where there is none."""
-        request = urllib.request.Request(f"http://{self.http}/v2/repository/models/{model}/load", data=b"{}")
-        try:
-            with urllib.request.urlopen(request, timeout=_START_S):
-                return None
-        except urllib.error.HTTPError as error:
-            return str(json.loads(error.read())["error"])
+        """Load or reload a model; returns the server's error, None where there is none.
+
+        Over gRPC: a load over HTTP blocks one of the server's HTTP threads, and streams on that thread lose their end.
+        """
+        from tritonclient.grpc import InferenceServerClient
+        from tritonclient.utils import InferenceServerException
+
+        with InferenceServerClient(self.grpc) as client:
+            try:
+                client.load_model(model)
+            except InferenceServerException as error:
+                return str(error.message())
+        return None
 
     def metrics(self) -> dict[str, float]:
         """Every metric of ours by its line without the value, such as `nemodiff_free_slots{model="m",version="1"}`."""
