@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import socket
@@ -11,6 +13,8 @@ from typing import Any
 
 import openai
 import pytest
+from http_clients import BareClient
+from load_generator import Mix, make_calls, run_closed
 
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
@@ -267,6 +271,24 @@ class TestLog:
         with HttpServer(make_engine(GatedSession(LIMITS), tokenizer), options) as server:
             server.request("POST", COMPLETION, {"prompt": "swordfish"})
         assert "swordfish" in caplog.text
+
+
+def test_requests_leave_nothing_behind(server: HttpServer, session: GatedSession) -> None:
+    mix = Mix(max_new_tokens=(2, 12), num_problems=(1, 1), kinds=("text",), cancelled=0.2, flawed=0.1)
+    calls = make_calls(mix, 150, seed=3)
+
+    def num_objects_after_a_round() -> int:
+        asyncio.run(run_closed(BareClient(server.url), calls, 4))
+        wait_until(lambda: server.metrics.num_open == 0)
+        # The session keeps a list of its runs, for tests of the loop.
+        session.runs.clear()
+        gc.collect()
+        return len(gc.get_objects())
+
+    num_objects_after_a_round()
+    before = num_objects_after_a_round()
+    # One object kept for every request would be 150 more.
+    assert num_objects_after_a_round() < before + 75
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
