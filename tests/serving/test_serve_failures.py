@@ -168,12 +168,18 @@ def test_a_damaged_bundle_is_named_and_the_old_one_serves_on(
     assert wrong(load(server.url, 20, 8, seed=5), engine) == {}
 
 
-def test_odd_requests_by_the_description_of_the_api(server: ServeProcess) -> None:
+def test_odd_requests_by_the_description_of_the_api(server: ServeProcess, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance"
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", "--checks", checks]
+    # It keeps notes in the working directory.
     result = subprocess.run(
-        [*command, "-n", "60", "--seed", "1", "--no-color"], capture_output=True, text=True, check=False, timeout=600
+        [*command, "-n", "60", "--seed", "1", "--no-color"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout
     wait_until(lambda: all_free(server))
