@@ -45,6 +45,7 @@ class ServeProcess:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
+            self.process.wait()
             raise RuntimeError(f"no server: {self.read_log()}")
         self.url = json.loads(line)["url"]
         self.port = int(self.url.rpartition(":")[2])
@@ -74,6 +75,10 @@ class ServeProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the process, if it runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

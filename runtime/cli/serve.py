@@ -14,6 +14,8 @@ from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.cli.options import AsJson, BundleDir, NumThreads, Verify
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# As they stand in a request.
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,14 @@ class ServeArguments:
     ] = None
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="F", help="The same, one key a line, readable for you alone.")
+    ] = None
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="What requests may call this machine; repeatable. Default: its own names, if only it may come, without key.",
+        ),
     ] = None
     max_active: Annotated[
         int | None, typer.Option("--max-active", metavar="N", help="Answers written at a time. Default: the built batch.")
@@ -65,9 +75,12 @@ def serve(arguments: ServeArguments) -> None:
     from nemodiff_trt.runtime.server.open_engine import open_engine
     from nemodiff_trt.runtime.server.options import ServerOptions
 
+    keys = (*(arguments.api_key or ()), *_keys_of(arguments.api_key_file))
+    is_local = arguments.host in _LOOPBACK
     options = ServerOptions(
         model_name=arguments.model_name or arguments.bundle.resolve().name.removesuffix(".bundle"),
-        api_keys=(*(arguments.api_key or ()), *_keys_of(arguments.api_key_file)),
+        api_keys=keys,
+        allowed_hosts=tuple(arguments.allowed_host or (_LOOPBACK_NAMES if is_local and not keys else ())),
         max_body_bytes=arguments.max_body_bytes,
         max_answers=arguments.max_answers,
         max_tokens=arguments.max_tokens,
@@ -80,7 +93,7 @@ def serve(arguments: ServeArguments) -> None:
     limits = EngineOptions(max_active=arguments.max_active, max_waiting=arguments.max_waiting)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     engine, model = open_engine(arguments.bundle, limits, arguments.num_threads, arguments.verify)
-    is_open = arguments.host not in _LOOPBACK and not options.api_keys
+    is_open = not is_local and not keys
     address = Address(arguments.host, arguments.port, arguments.drain)
     run_server(engine, model, options, address, lambda url: _tell(url, options.model_name, is_open, arguments.as_json))
 

@@ -28,6 +28,9 @@ from nemodiff_trt.runtime.server.served_model import ServedModel
 
 LOG_NAME = "nemodiff.server"
 _HEALTH_POLL_S = 0.5
+_TEXT = {"schema": {"type": "string"}}
+_PLAIN: dict[str, Any] = {"description": "Text.", "content": {"text/plain": _TEXT}}
+_ANSWER: dict[str, Any] = {"description": "The answer, as events with `stream`.", "content": {"text/event-stream": _TEXT}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The body cannot be used; `error.param` names the field."},
     401: {"description": "No valid API key."},
@@ -35,6 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"description": "The body took too long."},
     413: {"description": "The body is too long."},
     415: {"description": "The body is not application/json."},
+    421: {"description": "This machine is not called that."},
     429: {"description": "Too many requests wait; try again later."},
     503: {"description": "The engine has stopped."},
 }
@@ -69,7 +73,7 @@ def create_app(
     _add_error_handlers(app)
     pages = read_page_files()
     open_paths = frozenset({"/health", *(page.path for page in pages)})
-    app.add_middleware(Front, api_keys=options.api_keys, open_paths=open_paths, metrics=metrics, log=log)
+    app.add_middleware(Front, options=options, open_paths=open_paths, metrics=metrics, log=log)
     _add_answer_routes(app, Handler(engine, model, options, metrics, log))
     _add_fact_routes(app, engine, model, options, metrics)
     for page in pages:
@@ -78,12 +82,12 @@ def create_app(
 
 
 def _add_answer_routes(app: FastAPI, handler: Handler) -> None:
-    @app.post("/v1/chat/completions", responses=_ERRORS, openapi_extra=_body_schema(request_bodies.ChatBody))
+    @app.post("/v1/chat/completions", responses={200: _ANSWER, **_ERRORS}, openapi_extra=_body_schema(request_bodies.ChatBody))
     async def chat(request: Request) -> Response:
         """Answer a chat."""
         return await handler.chat(request)
 
-    @app.post("/v1/completions", responses=_ERRORS, openapi_extra=_body_schema(request_bodies.CompletionBody))
+    @app.post("/v1/completions", responses={200: _ANSWER, **_ERRORS}, openapi_extra=_body_schema(request_bodies.CompletionBody))
     async def completion(request: Request) -> Response:
         """Go on with a text, or with token ids."""
         return await handler.completion(request)
@@ -92,19 +96,19 @@ def _add_answer_routes(app: FastAPI, handler: Handler) -> None:
 def _add_fact_routes(
     app: FastAPI, engine: AsyncTriModeEngine, model: ServedModel, options: ServerOptions, metrics: ServerMetrics
 ) -> None:
-    @app.get("/v1/models", responses=_errors(401))
+    @app.get("/v1/models", responses=_errors(401, 421))
     async def models() -> JSONResponse:
         """The one model."""
         return JSONResponse({"object": "list", "data": [model.describe(options.model_name)]})
 
-    @app.get("/v1/models/{name:path}", responses=_errors(401, 404))
+    @app.get("/v1/models/{name:path}", responses=_errors(401, 404, 421))
     async def model_by_name(name: str) -> JSONResponse:
         """Facts of the model."""
         if name != options.model_name:
             raise ApiError(404, f"model: got {name!r}, allowed: {options.model_name}", param="model", code="model_not_found")
         return JSONResponse(model.describe(options.model_name))
 
-    @app.get("/metrics", responses=_errors(401))
+    @app.get("/metrics", response_class=PlainTextResponse, responses={200: _PLAIN, **_errors(401, 421)})
     async def metrics_text() -> Response:
         """Counts and times for Prometheus."""
         try:
@@ -114,7 +118,7 @@ def _add_fact_routes(
         # Prometheus compares the whole content type.
         return Response(metrics.render(stats), headers={"content-type": CONTENT_TYPE})
 
-    @app.get("/health", responses=_errors(503))
+    @app.get("/health", response_class=PlainTextResponse, responses={200: _PLAIN, **_errors(421, 503)})
     async def health() -> Response:
         """Whether requests can be answered."""
         if engine.is_alive:

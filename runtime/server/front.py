@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemodiff_trt.runtime.server.errors import STATUS_CLIENT_LEFT, ApiError
 from nemodiff_trt.runtime.server.metrics import ServerMetrics
+from nemodiff_trt.runtime.server.options import ServerOptions
 
 REQUEST_ID_HEADER = "x-request-id"
+_PORT = re.compile(r":\d*$")
 # An id of the client's own goes into the log and back to it, so it may hold nothing odd.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -29,14 +31,15 @@ class Front:
         self,
         app: ASGIApp,
         *,
-        api_keys: tuple[str, ...],
+        options: ServerOptions,
         open_paths: frozenset[str],
         metrics: ServerMetrics,
         log: logging.Logger,
     ) -> None:
-        """Paths other than `open_paths` need one of `api_keys`, if there are any."""
+        """Paths other than `open_paths` need a key, if the server has any."""
         self._app = app
-        self._keys = tuple(key.encode() for key in api_keys)
+        self._keys = tuple(key.encode() for key in options.api_keys)
+        self._hosts = frozenset(options.allowed_hosts)
         self._open_paths = open_paths
         self._metrics = metrics
         self._log = log
@@ -59,15 +62,21 @@ class Front:
 
         self._metrics.num_open += 1
         try:
-            if scope["path"] in self._open_paths or self._is_known(headers.get("authorization", "")):
-                await self._app(scope, receive, send_with_id)
-            else:
-                error = ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-                await error.to_response()(scope, receive, send_with_id)
+            error = self._refusal(scope["path"], headers)
+            await (self._app if error is None else error.to_response())(scope, receive, send_with_id)
         finally:
             self._metrics.num_open -= 1
             status = STATUS_CLIENT_LEFT if state.get("client_left") else status
             self._finish(scope, status, begin_s)
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        # A page of somebody else reaches this machine under its own name, once that name leads here.
+        host = _PORT.sub("", headers.get("host", ""))
+        if self._hosts and host.lower() not in self._hosts:
+            return ApiError(421, f"host: got {host[:80]!r}, allowed: {', '.join(sorted(self._hosts))}", code="unknown_host")
+        if path in self._open_paths or self._is_known(headers.get("authorization", "")):
+            return None
+        return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
     def _is_known(self, authorization: str) -> bool:
         if not self._keys:

@@ -14,6 +14,7 @@ class ServerOptions:
     Attributes:
         model_name: what clients call the model.
         api_keys: one of them has to come with every request to the API; empty for none.
+        allowed_hosts: what requests may call this machine; empty for anything.
         max_body_bytes: longest request body.
         max_answers: answers one request may ask for, prompts times `n`.
         max_tokens: limit of every answer in tokens, and the default of chats; None for what the context holds.
@@ -28,6 +29,7 @@ class ServerOptions:
 
     model_name: str
     api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     max_answers: int = 32
     max_tokens: int | None = None

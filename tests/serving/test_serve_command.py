@@ -3,63 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import openai
 import pytest
 from http_clients import NAMES, OpenAIClient
-from load_generator import Flaw, Mix, make_calls, run_closed
+from load_generator import DEFAULT_WISHES, Flaw, Mix, make_calls, run_closed
 from load_report import expected_answers, judge
+from serve_process import ServeProcess
 
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from support.bundles import build_bundle
 from support.http_server import wait_until
 
+KEY = "key-1"
+OPTIONS = ("--num-threads", "1", "--api-key", KEY)
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+# A server tells thoughts apart from answers, and this process does not.
+WISHES = {name: wish for name, wish in DEFAULT_WISHES.items() if "enable_thinking" not in wish}
 MIX = Mix(
-    max_new_tokens=(2, 12), num_problems=(1, 1), cancelled=0.1, flawed=0.1,
+    wishes=WISHES, max_new_tokens=(2, 12), num_problems=(1, 1), cancelled=0.1, flawed=0.1,
     flaws=(Flaw("mode", {"mode": "fast"}), Flaw("max_new_tokens", {"max_new_tokens": 0}), Flaw("steps", {"steps": 3})),
 )  # fmt: skip
 
 
-@dataclass
-class Served:
-    """A running server."""
-
-    process: subprocess.Popen[str]
-    url: str
-    log: IO[str]
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="key-1", max_retries=0, timeout=30)
-
-    def read_log(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
-
-
-def start(bundle: Path, *options: str) -> Served:
-    command = [sys.executable, "-c", "from nemodiff_trt.runtime.cli import main; main()", "serve", "--bundle", str(bundle)]
-    command += ["--port", "0", "--num-threads", "1", "--api-key", "key-1", "--json", *options]
-    # A pipe that nobody reads would hold the server up once it is full.
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    served = Served(process, json.loads(line)["url"] if line else "", log)
-    if not line:
-        pytest.fail(served.read_log())
-    return served
+def client_of(server: ServeProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +43,9 @@ def bundle_dir(tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def served(bundle_dir: Path) -> Iterator[Served]:
-    running = start(bundle_dir)
-    yield running
-    running.process.kill()
-    running.process.communicate()
+def served(bundle_dir: Path) -> Iterator[ServeProcess]:
+    with ServeProcess(bundle_dir, *OPTIONS) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +54,8 @@ def model(bundle_dir: Path) -> TriModeLM:
 
 
 class TestOfficialClient:
-    def test_sampling_seed_and_n(self, served: Served, model: TriModeLM) -> None:
-        client, wishes = served.client(), {"temperature": 1.0, "top_p": 0.9, "seed": 7, "max_tokens": 12}
+    def test_sampling_seed_and_n(self, served: ServeProcess, model: TriModeLM) -> None:
+        client, wishes = client_of(served), {"temperature": 1.0, "top_p": 0.9, "seed": 7, "max_tokens": 12}
         answers = client.chat.completions.create(model="served", messages=HELLO, n=3, **wishes)  # type: ignore[call-overload]
         texts = [choice.message.content for choice in answers.choices]
         own = model.generate(HELLO, n=3, temperature=1.0, top_p=0.9, seed=7, max_new_tokens=12)
@@ -95,8 +67,8 @@ class TestOfficialClient:
         assert streamed == texts
 
     @pytest.mark.parametrize("mode", ["ar", "diffusion", "self_speculation"])
-    def test_logprobs(self, served: Served, model: TriModeLM, mode: str) -> None:
-        client, own = served.client(), model.generate(HELLO, mode=mode, max_new_tokens=8, logprobs=2)[0].logprobs
+    def test_logprobs(self, served: ServeProcess, model: TriModeLM, mode: str) -> None:
+        client, own = client_of(served), model.generate(HELLO, mode=mode, max_new_tokens=8, logprobs=2)[0].logprobs
         answer = client.chat.completions.create(
             model="served", messages=HELLO, max_tokens=8, logprobs=True, top_logprobs=2, extra_body={"mode": mode}
         )
@@ -114,16 +86,16 @@ class TestOfficialClient:
         assert (len(listed.tokens or ()), len(listed.top_logprobs or ())) == (5, 5)
         assert (listed.text_offset or [None])[0] == 0
 
-    def test_thinking_budget(self, served: Served) -> None:
-        answer: Any = served.client().chat.completions.create(
+    def test_thinking_budget(self, served: ServeProcess) -> None:
+        answer: Any = client_of(served).chat.completions.create(
             model="served", messages=HELLO, max_tokens=24, extra_body={"enable_thinking": True, "max_thinking_tokens": 5}
         )
         message = answer.choices[0].message
         assert "</think>" not in message.content + message.reasoning_content
         assert answer.usage.completion_tokens_details.reasoning_tokens <= 6
 
-    def test_errors_are_those_of_the_client(self, served: Served) -> None:
-        client = served.client()
+    def test_errors_are_those_of_the_client(self, served: ServeProcess) -> None:
+        client = client_of(served)
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="served", messages=HELLO, temperature=-1)
         assert caught.value.param == "temperature"
@@ -133,13 +105,13 @@ class TestOfficialClient:
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="no").models.list()
 
-    def test_a_mixed_load_gets_the_answers_of_this_process(self, served: Served, model: TriModeLM) -> None:
+    def test_a_mixed_load_gets_the_answers_of_this_process(self, served: ServeProcess, model: TriModeLM) -> None:
         calls = make_calls(MIX, 60, seed=4)
         engine = TriModeEngine(model.session, model.tokenizer, EngineOptions(prefix_rows=0))
         answers = expected_answers(engine, calls)
 
         async def load() -> dict[str, Any]:
-            client = OpenAIClient(served.url, "key-1")
+            client = OpenAIClient(served.url, KEY)
             outcomes = await run_closed(client, calls, 16)
             await client.close()
             return judge(outcomes, answers, NAMES).to_dict()
@@ -147,34 +119,26 @@ class TestOfficialClient:
         verdict = asyncio.run(load())
         assert verdict["first_wrong"] == {}
         assert verdict["refused"] == sum(call.flaw is not None for call in calls) > 0
-        free = "nemodiff_free_slots 4"
-        wait_until(lambda: free in served.client().get("/../metrics", cast_to=str))
+        metrics = client_of(served).with_options(base_url=served.url)
+        wait_until(lambda: "nemodiff_free_slots 4" in metrics.get("/metrics", cast_to=str))
 
 
 class TestLife:
     def test_open_streams_are_finished_before_the_end(self, bundle_dir: Path) -> None:
-        running = start(bundle_dir, "--model-name", "other")
-        stream = running.client().completions.create(
-            model="other", prompt="a", max_tokens=300, stream=True, extra_body={"mode": "ar", "ignore_eos": True}
-        )
-        chunks = iter(stream)
-        next(chunks)
-        running.process.send_signal(signal.SIGTERM)
-        assert list(chunks)[-1].choices[0].finish_reason == "length"
-        assert running.process.wait(timeout=20) == 0
-        assert "new_tokens=300" in running.read_log()
+        with ServeProcess(bundle_dir, *OPTIONS, "--model-name", "other") as running:
+            stream = client_of(running).completions.create(
+                model="other", prompt="a", max_tokens=300, stream=True, extra_body={"mode": "ar", "ignore_eos": True}
+            )
+            chunks = iter(stream)
+            next(chunks)
+            running.process.send_signal(signal.SIGTERM)
+            assert list(chunks)[-1].choices[0].finish_reason == "length"
+            assert running.process.wait(timeout=20) == 0
+            assert "new_tokens=300" in running.read_log()
 
-    def test_clear_refusals(self, bundle_dir: Path, served: Served) -> None:
-        port = served.url.rpartition(":")[2]
-        command = [
-            sys.executable,
-            "-c",
-            "from nemodiff_trt.runtime.cli import main; main()",
-            "serve",
-            "--bundle",
-            str(bundle_dir),
-        ]
-        result = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False, timeout=60)
-        assert result.returncode == 2
-        assert result.stderr.count("\n") == 1
-        assert "port" in result.stderr
+    def test_clear_refusals(self, bundle_dir: Path, served: ServeProcess) -> None:
+        with pytest.raises(RuntimeError, match="port: got") as caught, ServeProcess(bundle_dir, port=served.port):
+            pass
+        assert str(caught.value).count("\n") == 1
+        with pytest.raises(RuntimeError, match="max_waiting"), ServeProcess(bundle_dir, "--max-waiting", "3"):
+            pass

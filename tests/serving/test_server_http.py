@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import socket
@@ -11,6 +13,8 @@ from typing import Any
 
 import openai
 import pytest
+from http_clients import BareClient
+from load_generator import Mix, make_calls, run_closed
 
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
@@ -22,7 +26,7 @@ from support.http_server import CHAT, COMPLETION, HttpServer, wait_until
 
 LIMITS = Limits(max_batch_size=2, max_seq_len=160, block_length=16, prefill_chunk=32)
 OPTIONS = ServerOptions(model_name="tiny", max_body_bytes=20_000, max_answers=4, read_timeout_s=0.5)
-KEYED = ServerOptions(model_name="tiny", api_keys=("first", "secönd"))
+KEYED = ServerOptions(model_name="tiny", api_keys=("first", "secönd"), allowed_hosts=("127.0.0.1", "[::1]"))
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 LONG = {"prompt": "a", "mode": "ar", "max_tokens": 150}
 
@@ -238,6 +242,12 @@ class TestKeys:
         with pytest.raises(openai.AuthenticationError):
             guarded.client("firs").models.list()
 
+    def test_hosts(self, guarded: HttpServer) -> None:
+        for host in ("evil.example", "127.0.0.1.evil.example:80", "", "[::1]evil"):
+            assert guarded.request("GET", "/", headers={"host": host})[0] in (400, 421)
+        for host in ("127.0.0.1", "127.0.0.1:80", "[::1]:8000"):
+            assert guarded.request("GET", "/", headers={"host": host})[0] == 200
+
     def test_page_and_health_need_none(self, guarded: HttpServer) -> None:
         assert [guarded.request("GET", path)[0] for path in ("/", "/page/app.js", "/health")] == [200] * 3
 
@@ -261,6 +271,24 @@ class TestLog:
         with HttpServer(make_engine(GatedSession(LIMITS), tokenizer), options) as server:
             server.request("POST", COMPLETION, {"prompt": "swordfish"})
         assert "swordfish" in caplog.text
+
+
+def test_requests_leave_nothing_behind(server: HttpServer, session: GatedSession) -> None:
+    mix = Mix(max_new_tokens=(2, 12), num_problems=(1, 1), kinds=("text",), cancelled=0.2, flawed=0.1)
+    calls = make_calls(mix, 150, seed=3)
+
+    def num_objects_after_a_round() -> int:
+        asyncio.run(run_closed(BareClient(server.url), calls, 4))
+        wait_until(lambda: server.metrics.num_open == 0)
+        # The session keeps a list of its runs, for tests of the loop.
+        session.runs.clear()
+        gc.collect()
+        return len(gc.get_objects())
+
+    num_objects_after_a_round()
+    before = num_objects_after_a_round()
+    # One object kept for every request would be 150 more.
+    assert num_objects_after_a_round() < before + 75
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -117,7 +117,7 @@ class TestBodies:
     def test_a_long_value_is_not_repeated(self) -> None:
         assert len(refusal(mode="x" * 10_000).to_dict()["error"]["message"]) < 600
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
