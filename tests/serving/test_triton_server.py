@@ -66,6 +66,8 @@ def server(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     with TritonServer(repository, ENVIRONMENT, ("nemodiff", "nemodiff_tokens")) as running:
         yield running
+        # After cancelled streams it would take 30 seconds to end by itself (docs/triton.md).
+        running.kill()
 
 
 @pytest.fixture
