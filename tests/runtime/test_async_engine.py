@@ -60,18 +60,23 @@ def test_many_streams_at_once(engine: TriModeEngine) -> None:
     run(main())
 
 
-def test_leaving_a_stream_cancels_the_request(engine: TriModeEngine) -> None:
+def test_leaving_a_stream_cancels_the_request(engine: TriModeEngine, session: GatedSession) -> None:
     async def main() -> None:
         async with AsyncTriModeEngine(engine) as serving:
+            # The engine stands still when the consumer leaves, however slow that is.
+            session.close_gate_after(3)
             stream = serving.stream("a", LONG)
             async for event in stream:
                 if len(event.token_ids):
                     break
             await stream.aclose()
+            session.open_gate()
+            session.close_gate_after(1)
             task = asyncio.create_task(serving.generate("b", LONG))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            session.open_gate()
             while (stats := await serving.stats())["active"] + stats["waiting"]:
                 await asyncio.sleep(0.001)
             assert stats["free_slots"] == 4

@@ -20,7 +20,6 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.triton_repository.fields import outputs
 from nemodiff_trt.runtime.triton_repository.served_model import ServedModel, check_tensors
 from nemodiff_trt.runtime.triton_repository.settings import ServingSettings
@@ -29,6 +28,7 @@ from nemodiff_trt.runtime.triton_repository.variant import Variant
 from nemodiff_trt.tokenizer import Tokenizer
 from support.checkpoints import write_tokenizer
 from support.fake_triton import FakeBackend, Request
+from support.gated_session import GatedSession
 from support.scripted_session import ScriptedSession, counting, guess_from
 
 LIMITS = Limits(max_batch_size=4, max_seq_len=160, block_length=16, prefill_chunk=32, quadratic_block_length=4)
@@ -38,25 +38,9 @@ SETTINGS = ServingSettings(
 LONG = {"text_input": "a", "mode": "ar", "max_new_tokens": 150, "ignore_eos": True}
 
 
-class GatedSession(ScriptedSession):
-    """Runs only while the gate is open, and breaks when told to."""
-
-    def __init__(self) -> None:
-        super().__init__(counting(110), guess_from(counting(110), 1, 0.8), LIMITS)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.is_broken = False
-
-    def run(self, *arguments: Any, **more: Any) -> StepOutput:
-        assert self.gate.wait(timeout=10)
-        if self.is_broken:
-            raise RuntimeError("the device is gone")
-        return super().run(*arguments, **more)
-
-
 @pytest.fixture
 def session() -> GatedSession:
-    return GatedSession()
+    return GatedSession(LIMITS, keeps_logits=True)
 
 
 @pytest.fixture
@@ -198,7 +182,11 @@ def test_leaving_frees_the_slot(served: ServedModel, session: GatedSession, back
     eventually(lambda: len(served._sender._open) == 5)
     for sender in [*running[:2], waiting]:
         sender.is_left = True
+    # The engine takes all requests, and stands still until it was asked to end those that were left.
+    session.close_gate_after(2)
     session.gate.set()
+    eventually(lambda: sum(served._sender._open.values()) == 3)
+    session.open_gate()
     assert {sender.error.code for sender in [*running[:2], waiting]} == {"cancelled"}
     assert [len(sender.token_ids) for sender in running[2:]] == [150, 150]
     eventually(lambda: backend.total("free_slots") == 4 and backend.total("requests_total", reason="cancelled") == 3)

@@ -11,18 +11,15 @@ from support.scripted_session import ScriptedSession, counting, guess_from
 
 
 class GatedSession(ScriptedSession):
-    """Counts tokens from 110 on; runs only while the gate is open, and breaks when told to. It has no logits."""
+    """Counts tokens from 110 on; runs only while the gate is open, and breaks when told to."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, keeps_logits: bool = False) -> None:
         super().__init__(counting(110), guess_from(counting(110), 1, 0.8), limits)
+        self.keeps_logits = keeps_logits
         self.gate = threading.Event()
         self.gate.set()
         self.is_broken = False
         self._runs_left: int | None = None
-
-    @property
-    def has_logits(self) -> bool:
-        return False
 
     def close_gate_after(self, num_runs: int) -> None:
         """Let so many more runs through."""
