@@ -42,11 +42,14 @@ _ORDER = (Role.DRAFT, Role.DENOISE, Role.VERIFY, Role.DECODE, Role.QUADRATIC)
 class _Request:
     """One request. `donor` is a request whose prompt begins alike, `num_shared` how many tokens it will have to give."""
 
-    sequence: Sequence
     options: GenerationOptions
     row: PromptRow | RowDecoder
     donor: int | None = None
     num_shared: int = 0
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.row.sequence
 
 
 class TokenEngine:
@@ -135,7 +138,7 @@ class TokenEngine:
         self.check_room()
         number = next(self._numbers)
         self._queue.push(number, priority, now_s)
-        self._waiting[number] = _Request(sequence, options, PromptRow(sequence, self._decider_for(sequence, options, index)))
+        self._waiting[number] = _Request(options, PromptRow(sequence, self._decider_for(sequence, options, index)))
         return number
 
     def drain(self) -> None:

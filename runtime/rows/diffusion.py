@@ -5,10 +5,9 @@ Method: Nemotron-Labs-Diffusion, arXiv 2607.05722, block-wise denoising with cau
 
 from __future__ import annotations
 
-import numpy as np
-
 from nemodiff_trt.runtime.decisions import CommitRule
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.block_row import BlockRow
 from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
 from nemodiff_trt.runtime.rows.mask_filling import fix_masks
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
@@ -17,27 +16,14 @@ from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.vocabulary import Role
 
 
-class DiffusionRow:
+class DiffusionRow(BlockRow):
     """Denoises a block until it is complete, then commits it.
 
     Tokens are emitted as soon as no mask is left of them. A block is complete when its last token is emitted, the answer ends
     in it, or the thinking budget cuts it.
     """
 
-    __slots__ = (
-        "_block",
-        "_decider",
-        "_logprobs",
-        "_mask_token_id",
-        "_num_emitted",
-        "_pass",
-        "_rule",
-        "moves",
-        "num_cached",
-        "role",
-        "sequence",
-        "step_length",
-    )
+    __slots__ = ("_logprobs", "_num_emitted", "_pass", "_rule")
 
     def __init__(
         self,
@@ -48,41 +34,21 @@ class DiffusionRow:
         decider: Decider,
         rule: CommitRule,
     ) -> None:
-        """Start the first block.
-
-        Args:
-            sequence: with its first token.
-            num_cached: tokens of the prompt.
-            block_length: seed and masks of a block, 2 to the built maximum.
-            mask_token_id: marks the positions to fill.
-            decider: of the request.
-            rule: which of them a pass fixes.
-        """
-        self.sequence = sequence
-        self.num_cached = num_cached
-        self.moves: tuple[tuple[int, int], ...] = ()
-        self.step_length = block_length
-        self._mask_token_id = mask_token_id
-        self._decider = decider
+        """Start the first block; arguments as of `BlockRow`, and the `rule` which positions a pass fixes."""
+        super().__init__(sequence, num_cached, block_length, mask_token_id, decider)
         self._rule = rule
-        self._block = np.empty(block_length, np.int64)
-        self._start_block()
-
-    def fill(self, ids: np.ndarray) -> None:
-        ids[:] = self._block
+        self._start()
 
     def absorb(self, output: RowOutput) -> RowStep:
         self.sequence.forward_passes += 1
         return self._commit_block(output) if self.role is Role.VERIFY else self._denoise(output)
 
-    def _start_block(self) -> None:
-        self._block[0] = self.sequence.tokens[-1]
-        self._block[1:] = self._mask_token_id
+    def _start(self) -> None:
+        self._start_block(Role.DENOISE)
         # Leading tokens of the block that are part of the answer, the seed included, and denoise passes so far.
         self._num_emitted, self._pass = 1, 0
         # Of the positions fixed so far, by the pass that fixed them, where the request asks for them.
         self._logprobs: dict[int, TokenLogprobs] = {}
-        self.role = Role.DENOISE
 
     def _denoise(self, output: RowOutput) -> RowStep:
         sequence, block = self.sequence, self._block
@@ -118,12 +84,9 @@ class DiffusionRow:
     def _commit_block(self, output: RowOutput) -> RowStep:
         # Tokens right of a cut are not counted, so the next block overwrites them.
         self.num_cached += self._num_emitted
-        last = self._num_emitted - 1
-        behind = RowOutput(
-            output.token[last:], output.confidence[last:], None if output.logits is None else output.logits[last:]
-        )
+        behind = output.behind(self._num_emitted - 1)
         emitted = self.sequence.emit(self._decider.verify(behind, NO_DRAFTS, len(self.sequence.tokens)))
         report = RowStep(emitted, logprobs=self._decider.logprobs(behind, (0,), emitted))
         if self.sequence.finish_reason is None:
-            self._start_block()
+            self._start()
         return report

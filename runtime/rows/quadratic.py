@@ -10,6 +10,7 @@ import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
 from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
+from nemodiff_trt.runtime.rows.block_row import emit_verified
 from nemodiff_trt.runtime.rows.decider import Decider
 from nemodiff_trt.runtime.rows.quadratic_layout import group_rows, quadratic_layout
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
@@ -68,10 +69,7 @@ class QuadraticRow:
         position = len(sequence.tokens)
         drafted = self._heads[1:].tolist()
         verified = self._decider.verify(output, self._heads[1:], position)
-        emitted = sequence.emit(verified)
-        is_own = sequence.was_cut or len(emitted) == len(verified)
-        accepted = len(emitted) - is_own
-        sequence.accepted_drafts += accepted
+        emitted, accepted = emit_verified(sequence, verified)
         # Seed and accepted drafts stay; the last token is the next seed and not cached yet.
         self.num_cached += len(emitted)
         report = RowStep(emitted, drafted, accepted, logprobs=self._decider.logprobs(output, range(len(emitted)), emitted))

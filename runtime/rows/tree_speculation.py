@@ -10,21 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.rows.block_row import emit_verified
 from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider, logits_of
 from nemodiff_trt.runtime.rows.quadratic_layout import tree_layout
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
+from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role
 
 
-class TreeSpeculationRow:
+class TreeSpeculationRow(SelfSpeculationRow):
     """Alternates draft runs over a block and verification runs over the block and its leaves."""
 
-    __slots__ = (
-        "_block", "_decider", "_leaf_offsets", "_leaf_tokens", "_mask_token_id", "_num_leaves", "moves", "num_cached", "role",
-        "sequence", "step_length",
-    )  # fmt: skip
+    __slots__ = ("_leaf_offsets", "_leaf_tokens", "_num_leaves")
 
     def __init__(
         self,
@@ -35,68 +34,46 @@ class TreeSpeculationRow:
         decider: Decider,
         num_leaves: int,
     ) -> None:
-        """Start the first cycle.
+        """Start the first cycle; arguments as of `BlockRow`.
 
         Args:
-            sequence: with its first token.
-            num_cached: tokens of the prompt.
-            block_length: seed and drafts of a cycle, 2 to the built maximum.
-            mask_token_id: fills the block before it is drafted.
-            decider: of the request.
+            sequence: likewise.
+            num_cached: likewise.
+            block_length: likewise.
+            mask_token_id: likewise.
+            decider: likewise.
             num_leaves: positions that get a leaf, 1 to `block_length` - 1.
         """
-        self.sequence = sequence
-        self.num_cached = num_cached
-        self.moves: tuple[tuple[int, int], ...] = ()
-        self._mask_token_id = mask_token_id
-        self._decider = decider
         self._num_leaves = num_leaves
-        self._block = np.empty(block_length, np.int64)
         # Positions in the block, in order, and the tokens to try there.
         self._leaf_offsets: list[int] = []
         self._leaf_tokens: list[int] = []
-        self._start_cycle()
+        super().__init__(sequence, num_cached, block_length, mask_token_id, decider)
 
     def fill(self, ids: np.ndarray) -> StepLayout | None:
-        ids[: len(self._block)] = self._block
         if self.role is Role.DRAFT:
-            return None
+            return super().fill(ids)
+        ids[: len(self._block)] = self._block
         ids[len(self._block) :] = self._leaf_tokens
         return tree_layout(len(self._block), self._leaf_offsets)
 
-    def absorb(self, output: RowOutput) -> RowStep:
-        self.sequence.forward_passes += 1
-        if self.role is Role.DRAFT:
-            self.sequence.draft_passes += 1
-            return self._draft(output)
-        self.sequence.cycles += 1
-        return self._accept(output)
-
-    def _start_cycle(self) -> None:
-        self._block[0] = self.sequence.tokens[-1]
-        self._block[1:] = self._mask_token_id
-        self.role = Role.DRAFT
-        self.step_length = len(self._block)
-
-    def _draft(self, output: RowOutput) -> RowStep:
-        logits = logits_of(output)
+    def _draft_all(self, output: RowOutput) -> RowStep:
+        logits, report = logits_of(output), super()._draft_all(output)
         self.moves = ()
-        self._block[1:] = self._decider.draft(output, len(self.sequence.tokens))
         self._leaf_offsets = likely_first_rejections(output.confidence, self._num_leaves)
         self._leaf_tokens = [
             runner_up(logits[offset], int(self._block[offset]), self._mask_token_id) for offset in self._leaf_offsets
         ]
         self.role = Role.QUADRATIC
         self.step_length = len(self._block) + self._num_leaves
-        return RowStep([], drafted=self._block[1:].tolist())
+        return report
 
     def _accept(self, output: RowOutput) -> RowStep:
         sequence, drafts = self.sequence, self._block[1:]
         path = self._decider.verify(output, drafts, len(sequence.tokens))
         leaf, drafted = self._accepted_leaf(len(path), path[-1]), drafts.tolist()
-        emitted = sequence.emit(path)
+        emitted, accepted = emit_verified(sequence, path)
         rows = list(range(len(emitted)))
-        is_own = sequence.was_cut or len(emitted) == len(path)
         if leaf is not None and not sequence.was_cut and sequence.finish_reason is None:
             drafted[len(path) - 1] = path[-1]
             # The leaf belongs where the block was rejected.
@@ -104,8 +81,9 @@ class TreeSpeculationRow:
             self.moves = ((self.num_cached + row, self.num_cached + len(path)),)
             rows.append(row)
             emitted += sequence.emit(self._decider.verify(output.behind(row), NO_DRAFTS, len(sequence.tokens)))
-        accepted = len(emitted) - is_own
-        sequence.accepted_drafts += accepted
+            # What was the verifier's own token is a draft now, that of the leaf.
+            accepted += 1
+            sequence.accepted_drafts += 1
         self.num_cached += len(emitted)
         if sequence.finish_reason is None:
             self._start_cycle()
