@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from nemodiff_trt.checkpoint import layout
 from nemodiff_trt.checkpoint.adapter import DraftAdapter
 from nemodiff_trt.checkpoint.checks import check_names, check_one_dtype, check_shapes
+from nemodiff_trt.checkpoint.fingerprint import checkpoint_identity
 from nemodiff_trt.checkpoint.tensor_file import FLOAT_DTYPES, TensorFile
 from nemodiff_trt.config import ModelConfig, read_json_object
 from nemodiff_trt.errors import CheckpointError, InvalidInputError
@@ -70,18 +69,8 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """SHA-256 that changes with the configuration, the weights, the adapter and the tokenizer.
-
-        Weight files above 256 MiB contribute one page of every MiB (see `TensorFile.fingerprint`).
-        """
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for file in dict.fromkeys(self._files.values()):
-            digest.update(file.fingerprint().encode())
-        digest.update((self.adapter.fingerprint() if self.adapter else "no adapter").encode())
-        for name in layout.TOKENIZER_FILES:
-            path = self.path / name
-            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"absent")
-        return digest.hexdigest()
+        """SHA-256 that changes with the configuration, the weights, the adapter and the tokenizer: `checkpoint_identity`."""
+        return checkpoint_identity(self.config.to_dict(), self._files.values(), self.adapter, self.path)
 
     def load_decoder(self, max_positions: int, dtype: torch.dtype, adapter: bool) -> TriModeDecoder:
         """Eager decoder on the CPU, frozen and in evaluation mode.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 from nemodiff_trt.checkpoint import layout
 from nemodiff_trt.checkpoint.adapter import DraftAdapter
 from nemodiff_trt.checkpoint.checks import check_names, check_one_dtype, check_shapes
+from nemodiff_trt.checkpoint.fingerprint import checkpoint_identity
 from nemodiff_trt.checkpoint.ministral3 import (
     MINISTRAL3_MODEL_TYPE,
     from_ministral3_config,
@@ -147,16 +146,9 @@ class QuantizedCheckpoint:
 
     @property
     def identity(self) -> str:
-        """SHA-256 that changes with configuration, weights, scales, adapter and tokenizer; see `Checkpoint.identity`."""
+        """SHA-256 that changes with configuration, weights, scales, adapter and tokenizer; see `checkpoint_identity`."""
         facts = [self.config.to_dict(), sorted(self.formats.items())]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for file in dict.fromkeys(self._files.values()):
-            digest.update(file.fingerprint().encode())
-        digest.update((self.adapter.fingerprint() if self.adapter else "no adapter").encode())
-        for name in layout.TOKENIZER_FILES:
-            path = self.path / name
-            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"absent")
-        return digest.hexdigest()
+        return checkpoint_identity(facts, self._files.values(), self.adapter, self.path)
 
     def _stored(self, name: str) -> Tensor:
         stored = self._stored_name(name)

@@ -65,11 +65,7 @@ def emit_candidates(seed: Tensor, candidates: Tensor, matched: Tensor, state: tu
     return accepted, emitted, count, torch.where(count > 0, last, seed), cache_length + count, left
 
 
-@torch.library.custom_op("nemodiff::accept_draft", mutates_args=())
-def accept_draft(
-    block: Tensor, verified: Tensor, cache_length: Tensor, remaining: Tensor, end_token_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return accept_draft_reference(block, verified, cache_length, remaining, end_token_ids)
+accept_draft = torch.library.custom_op("nemodiff::accept_draft", accept_draft_reference, mutates_args=())
 
 
 @accept_draft.register_fake

@@ -71,19 +71,9 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     return torch.minimum(token, torch.where(weights > 0, ids, 0).amax(-1))
 
 
-@torch.library.custom_op("nemodiff::accept_draft_sampled", mutates_args=())
-def accept_draft_sampled(
-    block: Tensor,
-    draft_probabilities: Tensor,
-    verify_probabilities: Tensor,
-    uniforms: Tensor,
-    cache_length: Tensor,
-    remaining: Tensor,
-    end_token_ids: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return accept_draft_sampled_reference(
-        block, draft_probabilities, verify_probabilities, uniforms, cache_length, remaining, end_token_ids
-    )
+accept_draft_sampled = torch.library.custom_op(
+    "nemodiff::accept_draft_sampled", accept_draft_sampled_reference, mutates_args=()
+)
 
 
 @accept_draft_sampled.register_fake

@@ -78,27 +78,9 @@ def attend_visible(
     return mixed.transpose(1, 2).reshape(batch, step, width)
 
 
-@torch.library.custom_op("nemodiff::attention", mutates_args=())
-def attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    cache_length: Tensor,
-    num_heads: int,
-    causal: bool,
-    scale: float | None = None,
-) -> Tensor:
-    return attention_reference(query, key_cache, value_cache, cache_length, num_heads, causal, scale)
+attention = torch.library.custom_op("nemodiff::attention", attention_reference, mutates_args=())
 
 
 @attention.register_fake
-def _(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    cache_length: Tensor,
-    num_heads: int,
-    causal: bool,
-    scale: float | None = None,
-) -> Tensor:
+def _(query: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(query)

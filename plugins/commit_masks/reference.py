@@ -58,27 +58,11 @@ def commit_masks_reference(
     return ids, commit.sum(1), is_mask.sum(1), torch.where(first_end < first_mask, first_end, step)
 
 
-@torch.library.custom_op("nemodiff::commit_masks", mutates_args=())
-def commit_masks(
-    block: Tensor,
-    token: Tensor,
-    confidence: Tensor,
-    quota: Tensor,
-    mask_token_id: int,
-    eos_token_id: int,
-    threshold: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return commit_masks_reference(block, token, confidence, quota, mask_token_id, eos_token_id, threshold)
+commit_masks = torch.library.custom_op("nemodiff::commit_masks", commit_masks_reference, mutates_args=())
 
 
 @commit_masks.register_fake
 def _(
-    block: Tensor,
-    token: Tensor,
-    confidence: Tensor,
-    quota: Tensor,
-    mask_token_id: int,
-    eos_token_id: int,
-    threshold: float | None = None,
+    block: Tensor, token: Tensor, confidence: Tensor, quota: Tensor, *_others: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(block), torch.empty_like(quota), torch.empty_like(quota), torch.empty_like(quota)

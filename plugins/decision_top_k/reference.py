@@ -40,9 +40,7 @@ def decision_top_k_reference(logits: Tensor, mask_token_id: int, k: int) -> Rank
     return places + (places >= mask_token_id), probabilities.to(torch.float32), entropy.to(torch.float32)
 
 
-@torch.library.custom_op("nemodiff::decision_top_k", mutates_args=())
-def decision_top_k(logits: Tensor, mask_token_id: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    return decision_top_k_reference(logits, mask_token_id, k)
+decision_top_k = torch.library.custom_op("nemodiff::decision_top_k", decision_top_k_reference, mutates_args=())
 
 
 @decision_top_k.register_fake

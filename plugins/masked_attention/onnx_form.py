@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nemodiff_trt.plugins.attention.onnx_form import attend_used, used_part
 from nemodiff_trt.plugins.masked_attention.reference import MaskedAttentionAttributes
 from nemodiff_trt.plugins.onnx_emitter import OnnxEmitter
 
@@ -28,15 +29,9 @@ def masked_attention_onnx(
     `attributes` are those of `MaskedAttentionAttributes`.
     """
     num_heads, scale = MaskedAttentionAttributes(*attributes)
-    width = int(emit.value(query).shape[2])
-    heads = emit.op("Reshape", [query, emit.integers(0, 0, num_heads, width // num_heads)])
-    rows = emit.op("Transpose", [heads], perm=[0, 2, 1, 3])
-    lengths = emit.op("Add", [cache_length, emit.size(query, 1)])
-    used = emit.op("ReduceMax", [lengths], keepdims=1)
-    keys, values = (emit.op("Slice", [cache, emit.integers(0), used, emit.integers(2)]) for cache in (key_cache, value_cache))
-    scaling = {} if scale is None else {"scale": scale}
-    mixed = emit.op("Attention", [rows, keys, values, _visible(emit, cache_length, step_mask, used)], **scaling)
-    return emit.op("Reshape", [emit.op("Transpose", [mixed], perm=[0, 2, 1, 3]), emit.integers(0, 0, width)])
+    part = used_part(emit, query, cache_length)
+    visible = _visible(emit, cache_length, step_mask, part.longest)
+    return attend_used(emit, query, (key_cache, value_cache), part, (visible,), num_heads, scale)
 
 
 def _visible(emit: OnnxEmitter, cache_length: str, step_mask: str, used: str) -> str:

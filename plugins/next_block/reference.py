@@ -13,9 +13,7 @@ def next_block_reference(seed: Tensor, block_length: int, mask_token_id: int) ->
     return block
 
 
-@torch.library.custom_op("nemodiff::next_block", mutates_args=())
-def next_block(seed: Tensor, block_length: int, mask_token_id: int) -> Tensor:
-    return next_block_reference(seed, block_length, mask_token_id)
+next_block = torch.library.custom_op("nemodiff::next_block", next_block_reference, mutates_args=())
 
 
 @next_block.register_fake

@@ -28,11 +28,9 @@ def nvfp4_linear_reference(
     return functional.linear(fake_quantize_nvfp4(x, input_scale), matrix)
 
 
-@torch.library.custom_op("nemodiff::nvfp4_linear", mutates_args=())
-def nvfp4_linear(x: Tensor, payload: Tensor, block_scales: Tensor, weight_scale: Tensor, input_scale: Tensor) -> Tensor:
-    return nvfp4_linear_reference(x, payload, block_scales, weight_scale, input_scale)
+nvfp4_linear = torch.library.custom_op("nemodiff::nvfp4_linear", nvfp4_linear_reference, mutates_args=())
 
 
 @nvfp4_linear.register_fake
-def _(x: Tensor, payload: Tensor, block_scales: Tensor, weight_scale: Tensor, input_scale: Tensor) -> Tensor:
+def _(x: Tensor, payload: Tensor, *_others: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], payload.shape[0]))

@@ -27,11 +27,9 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, num
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).view(batch, step, width)
 
 
-@torch.library.custom_op("nemodiff::rotary", mutates_args=())
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, num_heads: int) -> Tensor:
-    return rotary_reference(x, cos, sin, positions, num_heads)
+rotary = torch.library.custom_op("nemodiff::rotary", rotary_reference, mutates_args=())
 
 
 @rotary.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, num_heads: int) -> Tensor:
+def _(x: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(x)

@@ -13,9 +13,7 @@ def round_to_nvfp4_reference(x: Tensor, global_scale: Tensor) -> Tensor:
     return fake_quantize_nvfp4(x, global_scale)
 
 
-@torch.library.custom_op("nemodiff::round_to_nvfp4", mutates_args=())
-def round_to_nvfp4(x: Tensor, global_scale: Tensor) -> Tensor:
-    return round_to_nvfp4_reference(x, global_scale)
+round_to_nvfp4 = torch.library.custom_op("nemodiff::round_to_nvfp4", round_to_nvfp4_reference, mutates_args=())
 
 
 @round_to_nvfp4.register_fake
