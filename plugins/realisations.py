@@ -45,17 +45,6 @@ def realisations(op: Op) -> dict[str, str]:
     return {column: (eager | found)[column] for column in COLUMNS}
 
 
-def summaries(op: Op) -> dict[str, str]:
-    """Form -> the first sentence its module says about it. Loads the forms."""
-    import importlib
-
-    found = {}
-    for form in sorted(op.forms):
-        module = importlib.import_module(f"nemodiff_trt.plugins.{op.name}.{form}")
-        found[str(form)] = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-    return found
-
-
 def table() -> list[dict[str, object]]:
     """One entry an operator, as JSON values."""
     return [{"operator": op.name, "targets": realisations(op), "forms": sorted(map(str, op.forms))} for op in OPS]

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def addresses(types: Mapping[str, str]) -> frozenset[str]:
+    """The arguments that are addresses, all of which are multiples of 16."""
+    return frozenset(name for name in types if name.endswith("_ptr"))
+
+
 @dataclass(frozen=True, slots=True)
 class KernelBuild:
     """One configuration of a kernel that is shipped.

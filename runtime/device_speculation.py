@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.plugins import Form, find_op
 from nemodiff_trt.plugins.accept_draft import accept_draft_reference
 from nemodiff_trt.plugins.next_block import next_block_reference
 from nemodiff_trt.runtime.device_steps import DeviceSession, Work
@@ -33,15 +32,6 @@ class CycleOperators:
 
     next_block: Callable[..., Tensor] = next_block_reference
     accept_draft: Callable[..., tuple[Tensor, ...]] = accept_draft_reference
-
-    @classmethod
-    def triton(cls) -> CycleOperators:
-        """The kernels, for tensors on a CUDA device.
-
-        Raises:
-            ImportError: triton is not installed.
-        """
-        return cls(*(find_op(name).load(Form.TRITON).launch for name in ("next_block", "accept_draft")))
 
 
 @dataclass(frozen=True, slots=True)

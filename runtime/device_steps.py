@@ -49,10 +49,6 @@ class WorkQueue(Protocol):
         """Run operations on tensors after all that was enqueued before."""
         ...
 
-    def capture(self, work: Work) -> Work:
-        """Record what `work` enqueues, without running it; the result enqueues all of it at once."""
-        ...
-
     def synchronize(self) -> None: ...
 
 
@@ -93,9 +89,6 @@ class HostQueue:
 
     def enqueue(self, work: Work) -> None:
         work()
-
-    def capture(self, work: Work) -> Work:
-        return work
 
     def synchronize(self) -> None:
         pass

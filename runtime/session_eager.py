@@ -15,6 +15,7 @@ from nemodiff_trt.model import LayoutTensors, TriModeDecoder, assemble_decoder
 from nemodiff_trt.quantization.eager import quantize_inputs
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
+from nemodiff_trt.runtime.step_checks import check_batch_size, layout_arrays
 from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, roles_for
 
@@ -70,8 +71,7 @@ class EagerSession:
         return True
 
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Tensor]:
-        if not 1 <= batch_size <= self._limits.max_batch_size:
-            raise InvalidInputError("batch_size", batch_size, f"1 to {self._limits.max_batch_size}")
+        check_batch_size(batch_size, self._limits)
         model, capacity = self.model, self._limits.cache_capacity
         shape = (batch_size + spare_rows, model.num_key_value_heads, capacity, model.head_dim)
         dtype = self._decoder.diffusion_head.weight.dtype
@@ -121,5 +121,4 @@ def _layout_tensors(layout: StepLayout | None, ids: Tensor) -> LayoutTensors:
     """A copy of `layout` as the decoder takes it, after a look at its shapes."""
     checked = StepLayout.zeros(*ids.shape)
     checked.copy_from(layout)
-    arrays = (checked.position_offset, checked.step_mask, checked.adapter_rows)
-    return LayoutTensors(*(torch.from_numpy(array) for array in arrays))
+    return LayoutTensors(*map(torch.from_numpy, layout_arrays(checked).values()))

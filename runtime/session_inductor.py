@@ -154,10 +154,7 @@ class InductorSession:
         Raises:
             InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
         """
-        if not isinstance(cache, TorchCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        step = input_ids.shape[-1]
-        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        binding = self._binding(role, input_ids.shape[-1], cache)
         fill_inputs(binding, input_ids, cache, last_index, layout)
         token, confidence, *others = binding.run(binding.inputs)
         return StepOutput(token.numpy(), confidence.numpy(), others[0].numpy() if self._has_logits else None)
@@ -173,9 +170,7 @@ class InductorSession:
         Raises:
             InvalidInputError: role, step length or cache do not fit this session.
         """
-        if not isinstance(cache, TorchCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        binding = cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        binding = self._binding(role, step, cache)
         token = torch.zeros((cache.batch_size, step), dtype=torch.int64)
 
         def launch() -> None:
@@ -186,6 +181,12 @@ class InductorSession:
     def capture(self, work: Work, steps: Sequence[DeviceStep]) -> Work:  # noqa: ARG002 - see `DeviceSession`
         """`work` itself: a CPU has no graphs."""
         return work
+
+    def _binding(self, role: Role, step: int, cache: KVCache[Any]) -> _Binding:
+        """Of one step shape on a cache that this session made."""
+        if not isinstance(cache, TorchCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        return cache.bindings.get((role, step)) or self._bind(role, step, cache)
 
     def _bind(self, role: Role, step: int, cache: TorchCache) -> _Binding:
         """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""

@@ -20,7 +20,7 @@ from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
-from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
+from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays, longest_row
 from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role, Target
 
@@ -161,9 +161,10 @@ class OnnxRuntimeSession:
         a step is the same bit for bit however many there are, so `ar` and verification decide from the same logits. A row more
         costs little beside one; with several rows it is done only where a last bit can decide a rounding to few bits.
         """
-        is_wanted = role is Role.DECODE and (cache.batch_size == 1 or self._is_quantized)
-        has_room = int(cache.length.max()) + _LEAST_ROWS <= cache.capacity
-        return max(step, _LEAST_ROWS) if is_wanted and has_room else step
+        if role is not Role.DECODE or not (cache.batch_size == 1 or self._is_quantized):
+            return step
+        has_room = longest_row(cache) + _LEAST_ROWS <= cache.capacity
+        return max(step, _LEAST_ROWS) if has_room else step
 
     def _bind(self, role: Role, step: int, launched: int, cache: BoundCache) -> _Binding:
         """Allocate and bind the buffers of one step shape: `launched` tokens, of which the first `step` are asked for."""

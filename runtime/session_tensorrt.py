@@ -32,10 +32,9 @@ from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_checks import (
     check_batch_size,
-    check_input_shape,
+    check_fit,
     check_role_and_step,
-    check_room,
-    copy_last_index,
+    copy_inputs,
 )
 from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.runtime.tensorrt_api import Api, ExecutionContext, load_api
@@ -214,29 +213,17 @@ class TensorRTSession:
             InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
             BundleError: TensorRT could not run the step.
         """
-        if not isinstance(cache, DeviceCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        step = input_ids.shape[-1]
+        own, step = self._own(cache), input_ids.shape[-1]
         check_role_and_step(role, step, self._manifest.roles, self.limits)
-        check_input_shape(input_ids.shape, (cache.batch_size, step))
-        # A list: for a handful of rows faster than a reduction.
-        longest = max(cache.length.tolist())
-        check_room(longest, step, cache.capacity)
-        launched = launched_step(role, step, cache.capacity - longest, self.limits)
-        bound = cache.steps.get((role, launched)) or self._bind(role, launched, cache)
-        if bound.last_index is not None:
-            copy_last_index(bound.last_index, last_index, step)
-        if bound.layout is not None:
-            bound.layout.copy_from(layout)
-        bound.input_ids[:, :step] = input_ids
-        bound.input_ids[:, step:] = 0
-        np.copyto(bound.cache_length, cache.length)
+        launched = launched_step(role, step, cache.capacity - check_fit(input_ids, cache), self.limits)
+        bound = own.steps.get((role, launched)) or self._bind(role, launched, own)
+        copy_inputs(bound, input_ids, cache, last_index, layout)
         if bound.replay is None:
             self._run_first(role, bound)
         else:
             bound.replay()
             self.device.synchronize()
-        return bound.output if role is not Role.PREFILL else _kept_output(cache, step, bound.output)
+        return bound.output if role is not Role.PREFILL else _kept_output(own, step, bound.output)
 
     @property
     def queue(self) -> Device:
@@ -250,18 +237,10 @@ class TensorRTSession:
             InvalidInputError: role, step length or cache do not fit this session.
             BundleError: TensorRT refused the step.
         """
-        if not isinstance(cache, DeviceCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        own = self._own(cache)
         check_role_and_step(role, step, self._manifest.roles, self.limits)
-        plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
-        context = self._engines.create_context(role)
-        self._configure(context, plan, cache.addresses())
+        plan, context, launch = self._engine_step(role, step, own)
         engines, stream = self._engines, self.device.stream_handle
-
-        def launch() -> None:
-            if not context.execute_async_v3(stream):
-                raise engines.failure(role, "the step could not be run")
-
         names = (contract.INPUT_IDS, contract.CACHE_LENGTH, contract.TOKEN)
         ids, length, token = (self._step_tensor(plan, name) for name in names)
         return DeviceStep(ids, length, token, launch, lambda: engines.check_capturable(role, context, stream))
@@ -294,10 +273,8 @@ class TensorRTSession:
         self._engines.save_kernels()
 
     def _bind(self, role: Role, step: int, cache: DeviceCache) -> _BoundStep:
-        """Give a new context its profile, shapes and addresses, and make the host's side of the step."""
-        plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
-        context = self._engines.create_context(role)
-        self._configure(context, plan, cache.addresses())
+        """Make the engine's and the host's side of a step."""
+        plan, context, launch = self._engine_step(role, step, cache)
         host_input = self.device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
         host_output = self.device.pinned(plan.result_bytes)
         output = StepOutput(*(_over(host_output, plan, name) for name in plan.result_names))
@@ -308,9 +285,28 @@ class TensorRTSession:
             _over(host_input, plan, contract.LAST_INDEX) if role is Role.PREFILL else None,
             StepLayout(*(_over(host_input, plan, name) for name in contract.LAYOUT)) if role.takes_layout else None,
             output,
-            self._launcher(role, context, host_input, host_output),
+            self._launcher(launch, host_input, host_output),
         )
         return cache.steps[role, step]
+
+    def _own(self, cache: KVCache[Any]) -> DeviceCache:
+        """`cache`, if this session made it."""
+        if not isinstance(cache, DeviceCache) or cache.owner is not self:
+            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
+        return cache
+
+    def _engine_step(self, role: Role, step: int, cache: DeviceCache) -> tuple[StepPlan, ExecutionContext, Work]:
+        """A new context with profile, shapes and addresses, and what enqueues its engine: without keeping the cache alive."""
+        plan = plan_step(self._manifest, StepKey(role, cache.batch_size, step))
+        context = self._engines.create_context(role)
+        self._configure(context, plan, cache.addresses())
+        engines, stream = self._engines, self.device.stream_handle
+
+        def launch() -> None:
+            if not context.execute_async_v3(stream):
+                raise engines.failure(role, "the step could not be run")
+
+        return plan, context, launch
 
     def _configure(self, context: ExecutionContext, plan: StepPlan, cache: dict[str, int]) -> None:
         """Everything a context has to know. The order matters: a profile resets shapes."""
@@ -334,16 +330,15 @@ class TensorRTSession:
             raise self._engines.failure(role, f"{', '.join(missing)} have no shape")
         context.set_device_memory(self._activations.data_ptr(), self._activation_bytes)
 
-    def _launcher(self, role: Role, context: ExecutionContext, host_input: Tensor, host_output: Tensor) -> Callable[[], None]:
+    def _launcher(self, engine: Work, host_input: Tensor, host_output: Tensor) -> Work:
         """What a step enqueues: one copy to the device, the engine, one copy back. It must not keep the cache alive."""
-        device, engines = self.device, self._engines
+        device = self.device
         inputs = self._memory[Buffer.STEP_INPUT][: host_input.numel()]
         outputs = self._memory[Buffer.STEP_OUTPUT][: host_output.numel()]
 
         def launch() -> None:
             device.copy(inputs, host_input)
-            if not context.execute_async_v3(device.stream_handle):
-                raise engines.failure(role, "the step could not be run")
+            engine()
             device.copy(host_output, outputs)
 
         return launch

@@ -78,6 +78,39 @@ def layout_arrays(layout: StepLayout) -> dict[str, np.ndarray]:
     return {name: getattr(layout, name) for name in contract.LAYOUT}
 
 
+def check_fit(input_ids: np.ndarray, cache: KVCache[Any]) -> int:
+    """Refuse token ids that do not fit the cache; returns the largest length of its rows."""
+    step = input_ids.shape[-1]
+    check_input_shape(input_ids.shape, (cache.batch_size, step))
+    longest = longest_row(cache)
+    check_room(longest, step, cache.capacity)
+    return longest
+
+
+def longest_row(cache: KVCache[Any]) -> int:
+    """Valid tokens of the longest row."""
+    # A list: for a handful of rows faster than a reduction.
+    return int(max(cache.length.tolist()))
+
+
+def copy_inputs(
+    inputs: StepInputs,
+    input_ids: np.ndarray,
+    cache: KVCache[Any],
+    last_index: np.ndarray | None,
+    layout: StepLayout | None = None,
+) -> None:
+    """Copy everything a step reads into the arrays bound to its engine, which may run more tokens than are asked for."""
+    step = input_ids.shape[-1]
+    if inputs.last_index is not None:
+        copy_last_index(inputs.last_index, last_index, step)
+    if inputs.layout is not None:
+        inputs.layout.copy_from(layout)
+    inputs.input_ids[:, :step] = input_ids
+    inputs.input_ids[:, step:] = 0
+    np.copyto(inputs.cache_length, cache.length)
+
+
 def fill_inputs(
     inputs: StepInputs,
     input_ids: np.ndarray,
@@ -85,14 +118,6 @@ def fill_inputs(
     last_index: np.ndarray | None,
     layout: StepLayout | None = None,
 ) -> None:
-    """Refuse token ids that do not fit the cache, then copy everything a step reads into the arrays bound to its engine."""
-    step = input_ids.shape[-1]
-    check_input_shape(input_ids.shape, (cache.batch_size, step))
-    # A list: for a handful of rows faster than a reduction.
-    check_room(max(cache.length.tolist()), step, cache.capacity)
-    np.copyto(inputs.input_ids, input_ids)
-    np.copyto(inputs.cache_length, cache.length)
-    if inputs.last_index is not None:
-        copy_last_index(inputs.last_index, last_index, step)
-    if inputs.layout is not None:
-        inputs.layout.copy_from(layout)
+    """`check_fit`, then `copy_inputs`."""
+    check_fit(input_ids, cache)
+    copy_inputs(inputs, input_ids, cache, last_index, layout)

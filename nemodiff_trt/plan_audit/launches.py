@@ -95,7 +95,9 @@ def _launch(operation: Operation, table: TensorTable, bodies: dict[int, Program]
         gemms, matrices = _read_body(body) if body else ((), frozenset())
     elif _ATTENTION.match(operation.kind):
         kind = LaunchKind.ATTENTION
-    return Launch(kind, operation.name or operation.kind, inputs, distinct(inputs), distinct(outputs), gemms, matrices)
+    # A damaged plan may give an operation fewer inputs than its body or its kind has.
+    present = matrices & frozenset(range(len(inputs)))
+    return Launch(kind, operation.name or operation.kind, inputs, distinct(inputs), distinct(outputs), gemms, present)
 
 
 def _pair(dtypes: list[str]) -> tuple[str, str]:

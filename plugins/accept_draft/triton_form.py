@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nemodiff_trt.plugins.accept_draft.reference import Accepted
 from nemodiff_trt.plugins.accept_draft.triton_kernel import accept_draft_rows
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import next_power_of_2, refuse_block, refuse_layout
 
 # Ids that may end a row; a program compares each of them with every token of the row.
@@ -57,7 +57,7 @@ _TYPES = dict.fromkeys(_POINTERS.split(), "*i64") | {"step": "i32", "num_ends": 
 
 def _build(slots: int) -> KernelBuild:
     constants = {"SLOTS": slots, "ENDS": 4}
-    aligned = frozenset(_POINTERS.split()) | {"step"}
+    aligned = addresses(_TYPES) | {"step"}
     return KernelBuild(f"accept_draft_rows-{slots}", accept_draft_rows, _TYPES, constants, aligned, num_warps=1)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from nemodiff_trt.plugins.accept_draft.onnx_form import emit_candidates_onnx, row_offsets
+from nemodiff_trt.plugins.accept_draft.onnx_form import emit_candidates_onnx
 from nemodiff_trt.plugins.onnx_emitter import OnnxEmitter
+from nemodiff_trt.plugins.onnx_logic import matched_drafts, offsets
 
 
 def accept_draft_sampled_onnx(
@@ -26,17 +27,12 @@ def accept_draft_sampled_onnx(
     p, q = (emit.op("GatherElements", [x, index], axis=2) for x in (_heads(emit, verify_probabilities), draft_probabilities))
     p, q = (emit.op("Squeeze", [x, emit.integers(2)]) for x in (p, q))
     refused = emit.op("GreaterOrEqual", [emit.op("Mul", [_heads(emit, uniforms), q]), p])
-    last = emit.op("Sub", [step, one])
-    places = row_offsets(emit, last)
-    wrong = emit.op("Where", [refused, places, last])
-    # Beside the drafts stands the offset behind them, so that there is always a minimum.
-    column = emit.op("Expand", [last, emit.op("Concat", [emit.size(block, 0), one], axis=0)])
-    matched = emit.op("ReduceMin", [emit.op("Concat", [wrong, column], axis=1), emit.integers(-1)], keepdims=1)
+    matched = matched_drafts(emit, refused, block)
     zero = emit.constant(np.zeros(1, emit.value(verify_probabilities).dtype))
     weights = _residual(emit, (draft_probabilities, verify_probabilities), matched, zero)
     own = _draw(emit, weights, _tail(emit, uniforms), zero)
     moved = emit.op("Concat", [drafts, own], axis=1)
-    candidates = emit.op("Where", [emit.op("Equal", [row_offsets(emit, step), matched]), own, moved])
+    candidates = emit.op("Where", [emit.op("Equal", [offsets(emit, step), matched]), own, moved])
     seed = emit.op("Slice", [block, emit.integers(0), one, one])
     return emit_candidates_onnx(emit, (seed, candidates, matched), step, (cache_length, remaining, end_token_ids))
 

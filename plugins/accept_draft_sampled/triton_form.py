@@ -10,7 +10,7 @@ from torch import Tensor
 from nemodiff_trt.plugins.accept_draft.reference import Accepted
 from nemodiff_trt.plugins.accept_draft.triton_form import empty_results, refuse_state
 from nemodiff_trt.plugins.accept_draft_sampled.triton_kernel import sampled_emit_rows, sampled_match_rows, sampled_sum_parts
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import MAX_ROW, next_power_of_2, refuse_block, refuse_layout
 
 # Ids of one program; the part that holds the drawn token is read a second time.
@@ -80,8 +80,8 @@ _ALL = (
 
 def _build(name: str, kernel: Any, constants: dict[str, int], num_warps: int = 4, streams: bool = False) -> KernelBuild:
     names = [argument for argument in kernel.arg_names if argument not in constants]
-    aligned = frozenset(argument for argument in names if argument.endswith("_ptr")) | ({"num_ids", "step"} & set(names))
     types = {argument: _ALL[argument] for argument in names}
+    aligned = addresses(types) | ({"num_ids", "step"} & types.keys())
     return KernelBuild(name, kernel, types, constants, aligned, num_warps, streams)
 
 

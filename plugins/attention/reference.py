@@ -54,15 +54,21 @@ def visible_slots(query: Tensor, key_cache: Tensor, cache_length: Tensor, causal
     The same for all layers of a step. Arguments as of `attention_reference`; of `query` and `key_cache` only the shapes count.
     """
     step = query.shape[1]
+    used = longest_used(key_cache, cache_length, step)
+    slots = torch.arange(used, device=query.device)
+    reach = torch.arange(step, device=query.device) if causal else torch.full((step,), step - 1, device=query.device)
+    # Broadcast over heads.
+    return slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
+
+
+def longest_used(key_cache: Tensor, cache_length: Tensor, step: int) -> int:
+    """U: slots that the longest sequence of the batch has used after a step of S tokens."""
     # `item`, not `int`: a tracing compiler keeps it as a symbol, so what it makes reads no slot that nobody uses either.
     used = (cache_length.max() + step).item()
     # The documented way to tell a compiler the range of a number that it cannot see.
     torch._check(used >= 1)  # type: ignore[no-untyped-call] # noqa: SLF001
     torch._check(used <= key_cache.shape[2])  # type: ignore[no-untyped-call] # noqa: SLF001
-    slots = torch.arange(used, device=query.device)
-    reach = torch.arange(step, device=query.device) if causal else torch.full((step,), step - 1, device=query.device)
-    # Broadcast over heads.
-    return slots[None, None, None, :] <= cache_length[:, None, None, None] + reach[None, None, :, None]
+    return used  # type: ignore[return-value]
 
 
 def attend_visible(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.plugins.attention.triton_kernel import attention_join, attention_rows
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import FLOATS, next_power_of_2, refuse_layout
 
 # Numbers of a tile of rows -> slots that are loaded at once. What a program holds of both has to fit into its registers.
@@ -148,14 +148,14 @@ class StepShape:
             "KV_HEADS": self.num_kv_heads, "GROUP": self.num_heads // self.num_kv_heads, "D": self.head_dim,
             "SPLITS": tiles.splits, "BLOCK_M": tiles.block_m, "BLOCK_N": block_n(tiles.block_m, self.head_dim),
         }  # fmt: skip
-        aligned = frozenset(name for name in types if name.endswith("_ptr"))
+        aligned = addresses(types)
         warps = num_warps(tiles.block_m, self.head_dim)
         return KernelBuild(name, kernel, types, sizes | constants, aligned, warps)
 
     def join_build(self) -> KernelBuild:
         types = {"mixed_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
         constants = {"D": self.head_dim, "SPLITS": self.tiling.splits}
-        aligned = frozenset(name for name in types if name.endswith("_ptr"))
+        aligned = addresses(types)
         name = f"attention_join-{self.head_dim}-s{self.tiling.splits}"
         return KernelBuild(name, attention_join, types, constants, aligned, num_warps=1)
 

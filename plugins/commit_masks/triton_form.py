@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nemodiff_trt.plugins.commit_masks.reference import Committed
 from nemodiff_trt.plugins.commit_masks.triton_kernel import commit_masks_rows
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import next_power_of_2, refuse_block, refuse_layout
 
 _CHUNK = 16
@@ -66,7 +66,7 @@ _TYPES = {
 
 
 def _build(slots: int) -> KernelBuild:
-    aligned = frozenset(name for name in _TYPES if name.endswith("_ptr")) | {"step"}
+    aligned = addresses(_TYPES) | {"step"}
     constants = {"SLOTS": slots, "CHUNK": _CHUNK}
     return KernelBuild(f"commit_masks_rows-{slots}", commit_masks_rows, _TYPES, constants, aligned, _num_warps(slots))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.plugins.network_emitter import NetworkEmitter, NetworkTensor
+from nemodiff_trt.plugins.network_logic import select
 
 
 def decision_head_network(
@@ -24,7 +25,7 @@ def decision_head_network(
     # Where nothing equals the maximum, as in a row with a NaN, it is an id all the same: the token is looked up in a table.
     beyond = emit.constant(np.full((1, 1, 1), vocab_size - 1, np.int32))
     is_best = emit.elementwise("EQUAL", candidates, best)
-    token = emit.reduce_last("MIN", emit.output(emit.network.add_select(is_best, ids, beyond)))
+    token = emit.reduce_last("MIN", select(emit, is_best, ids, beyond))
     # 1 / sum exp(x - best): the winner's own term is 1. A mask logit far above it makes the sum infinite, the probability 0.
     total = emit.reduce_last("SUM", emit.unary("EXP", emit.elementwise("SUB", wide, best)))
     confidence = emit.unary("RECIP", total)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nemodiff_trt.plugins.decision_head.triton_kernel import decision_head_combine, decision_head_part
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import FLOATS, MAX_ROW, next_power_of_2, refuse_layout
 
 # Logits of one program. Few rows: small parts, so that 131,072 logits make 128 programs. Many rows fill a GPU anyway, and
@@ -67,7 +67,7 @@ def builds_for(dtype: str, size: int, num_ids: int) -> tuple[KernelBuild, Kernel
     """Both kernels for logits of a Triton type in parts of `size`, and a vocabulary of `num_ids`."""
     suffix = f"{dtype}-{size}"
     types = {"logits_ptr": f"*{dtype}"} | _SIZES | _PARTIAL
-    aligned = frozenset(name for name in types if name.endswith("_ptr"))
+    aligned = addresses(types)
     # With a multiple of 16 every row starts on a 16-byte border.
     lengths = frozenset({"num_ids"}) if num_ids % 16 == 0 else frozenset()
     part = KernelBuild(
@@ -80,7 +80,7 @@ def builds_for(dtype: str, size: int, num_ids: int) -> tuple[KernelBuild, Kernel
         streams=True,
     )
     types = types | _RESULTS
-    aligned = frozenset(name for name in types if name.endswith("_ptr")) | lengths
+    aligned = addresses(types) | lengths
     constants = {"PARTS": next_power_of_2(-(-num_ids // size))}
     combine = KernelBuild(f"decision_head_combine-{suffix}", decision_head_combine, types, constants, aligned, num_warps=1)
     return part, combine

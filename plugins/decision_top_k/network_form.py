@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.plugins.network_emitter import NetworkEmitter, NetworkTensor
+from nemodiff_trt.plugins.network_logic import select
 
 
 def decision_top_k_network(
@@ -26,15 +27,15 @@ def decision_top_k_network(
     nothing = emit.constant(np.full((1, 1, 1), -np.inf, np.float32))
     tokens, best = [], []
     for _ in range(k):
-        largest = emit.reduce_last("MAX", emit.output(emit.network.add_select(is_left, shifted, nothing)))
+        largest = emit.reduce_last("MAX", select(emit, is_left, shifted, nothing))
         is_best = emit.elementwise("AND", emit.elementwise("EQUAL", shifted, largest), is_left)
-        token = emit.reduce_last("MIN", emit.output(emit.network.add_select(is_best, ids, beyond)))
+        token = emit.reduce_last("MIN", select(emit, is_best, ids, beyond))
         is_left = emit.elementwise("AND", is_left, emit.unary("NOT", emit.elementwise("EQUAL", ids, token)))
         tokens.append(token)
         best.append(largest)
     zero = emit.constant(np.zeros((1, 1, 1), np.float32))
     has_weight = emit.elementwise("GREATER", weights, zero)
-    terms = emit.output(emit.network.add_select(has_weight, emit.elementwise("PROD", weights, shifted), zero))
+    terms = select(emit, has_weight, emit.elementwise("PROD", weights, shifted), zero)
     mean = emit.elementwise("DIV", emit.reduce_last("SUM", terms), total)
     entropy = emit.reshape(emit.elementwise("SUB", emit.unary("LOG", total), mean), (0, 0))
     probability = emit.elementwise("DIV", emit.unary("EXP", _joined(emit, best)), total)

@@ -9,7 +9,7 @@ from nemodiff_trt.plugins.decision_head.triton_form import LARGE_PART, SMALL_PAR
 from nemodiff_trt.plugins.decision_head.triton_form import refuses as refuses_logits
 from nemodiff_trt.plugins.decision_top_k.reference import Ranked
 from nemodiff_trt.plugins.decision_top_k.triton_kernel import top_k_combine, top_k_part
-from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm
+from nemodiff_trt.plugins.triton_build import KernelBuild, Traffic, TritonForm, addresses
 from nemodiff_trt.plugins.triton_checks import next_power_of_2
 
 # Candidates of a row that the second kernel holds in the registers of its warps.
@@ -64,10 +64,10 @@ def _builds(dtype: str, size: int) -> tuple[KernelBuild, KernelBuild]:
     num_parts, suffix = _VOCAB_SIZE // size, f"{dtype}-{size}"
     types = {"logits_ptr": f"*{dtype}", **_SIZES, **_PARTIAL}
     # 131,072 logits are a multiple of 16: every row starts on a 16-byte border.
-    aligned = frozenset(name for name in types if name.endswith("_ptr")) | {"num_ids"}
+    aligned = addresses(types) | {"num_ids"}
     part = KernelBuild(f"top_k_part-{suffix}", top_k_part, types, {"BLOCK": size}, aligned, num_warps(size), streams=True)
     types = {**_PARTIAL, "num_parts": "i32", "k": "i32", **_RESULTS}
-    aligned = frozenset(name for name in types if name.endswith("_ptr"))
+    aligned = addresses(types)
     constants = {"PARTS": num_parts, "CANDIDATES": num_parts * _SHIPPED_K}
     combine = KernelBuild(f"top_k_combine-{num_parts}x{_SHIPPED_K}", top_k_combine, types, constants, aligned, _COMBINE_WARPS)
     return part, combine

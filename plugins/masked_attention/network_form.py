@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nemodiff_trt.errors import LoweringError
-from nemodiff_trt.plugins.attention.network_form import attended_lengths
+from nemodiff_trt.plugins.attention.network_form import attended_lengths, attention_layer
 from nemodiff_trt.plugins.masked_attention.reference import MaskedAttentionAttributes
 from nemodiff_trt.plugins.network_emitter import NetworkEmitter, NetworkTensor, NetworkValue
 
@@ -28,14 +27,7 @@ def masked_attention_network(
         LoweringError: the operator still wants its scores scaled; the layer does not do that.
     """
     num_heads, scale = MaskedAttentionAttributes(*attributes)
-    if scale != 1.0:
-        raise LoweringError(f"attention asks for the scale {scale}; the pass scale_queries has to run before this lowering")
-    api = emit.api
-    rows = emit.heads(query, num_heads)
-    softmax = api.AttentionNormalizationOp.SOFTMAX
-    attention = emit.network.add_attention_v2(rows, key_cache, value_cache, softmax, api.CausalMaskKind.NONE)
-    # As in `attention_network`: no kernel, no engine.
-    attention.decomposable = False
+    attention, rows = attention_layer(emit, query, (key_cache, value_cache), num_heads, scale, causal=False)
     attention.mask = visible_slots_network(emit, cache_length, step_mask, int(key_cache.shape[2]))
     attention.key_value_lengths = attended_lengths(emit, cache_length, rows)
     return emit.from_heads(attention.get_output(0))

@@ -13,6 +13,7 @@ import numpy as np
 from nemodiff_trt.plugins.attention.onnx_form import attend_used, used_part
 from nemodiff_trt.plugins.masked_attention.reference import MaskedAttentionAttributes
 from nemodiff_trt.plugins.onnx_emitter import OnnxEmitter
+from nemodiff_trt.plugins.onnx_logic import offsets
 
 
 def masked_attention_onnx(
@@ -36,8 +37,7 @@ def masked_attention_onnx(
 
 def _visible(emit: OnnxEmitter, cache_length: str, step_mask: str, used: str) -> str:
     """Slots that every token of the step sees, bool [B,1,S,U]. `used` int64 [1] is U."""
-    zero, one = (emit.constant(np.array(value, dtype=np.int64)) for value in (0, 1))
-    slots = emit.op("Range", [zero, emit.op("Squeeze", [used]), one])
+    zero, slots = emit.constant(np.array(0, dtype=np.int64)), offsets(emit, used)
     # Index in the step of every slot; below zero in the part that was valid before.
     index = emit.op("Sub", [slots, emit.op("Unsqueeze", [cache_length, emit.integers(1)])])
     batch, step = emit.size(step_mask, 0), emit.size(step_mask, 1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemodiff_trt.plugins.attention import attend_visible
+from nemodiff_trt.plugins.attention import attend_visible, longest_used
 
 
 class MaskedAttentionAttributes(NamedTuple):
@@ -55,10 +55,7 @@ def visible_step_slots(key_cache: Tensor, cache_length: Tensor, step_mask: Tenso
     The same for all layers of a step. Arguments as of `masked_attention_reference`; of `key_cache` only the shape counts.
     """
     step = step_mask.shape[1]
-    # As in `visible_slots`: a symbol for a tracing compiler, whose range it has to be told.
-    used = (cache_length.max() + step).item()
-    torch._check(used >= 1)  # type: ignore[no-untyped-call] # noqa: SLF001
-    torch._check(used <= key_cache.shape[2])  # type: ignore[no-untyped-call] # noqa: SLF001
+    used = longest_used(key_cache, cache_length, step)
     # Index in the step of every slot; below zero in the part that was valid before.
     index = torch.arange(used, device=step_mask.device)[None, :] - cache_length[:, None]
     within = index.clamp(0, step - 1)[:, None, :].expand(-1, step, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from nemodiff_trt.plugins import OPS, Form, find_op
 from nemodiff_trt.plugins.cli import list_operators, parse_sms
 from nemodiff_trt.plugins.network_forms import NETWORK_FORMS
 from nemodiff_trt.plugins.onnx_forms import ONNX_FORMS
-from nemodiff_trt.plugins.realisations import COLUMNS, realisations, summaries
+from nemodiff_trt.plugins.realisations import COLUMNS, realisations
 from nemodiff_trt.vocabulary import Target
 
 FOLDER = Path(plugins.__file__).parent
@@ -33,7 +34,8 @@ def test_forms_are_declared_and_load(name: str) -> None:
     assert op.forms == written
     for form in op.forms:
         assert op.load(form) is not None
-    assert all(text.startswith("`nemodiff::") for text in summaries(op).values())
+    modules = [importlib.import_module(f"{plugins.__name__}.{name}.{form}") for form in op.forms]
+    assert all(str(module.__doc__).startswith("`nemodiff::") for module in modules)
 
 
 def test_every_folder_is_in_the_table() -> None:
