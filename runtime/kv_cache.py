@@ -16,13 +16,15 @@ class KVCache(Generic[Buffer]):
     in place; a session only reads it. Rejected tokens are dropped by setting it back: nothing beyond it is ever read.
     """
 
-    __slots__ = ("_views", "capacity", "keys", "length", "values")
+    __slots__ = ("_views", "capacity", "first_row", "keys", "length", "values")
 
     def __init__(self, keys: list[Buffer], values: list[Buffer], length: np.ndarray, capacity: int) -> None:
         self.keys = keys
         self.values = values
         self.length = length
         self.capacity = capacity
+        # Of the cache this is a view of.
+        self.first_row = 0
         self._views: dict[tuple[int, int], Self] = {}
 
     @property
@@ -50,6 +52,7 @@ class KVCache(Generic[Buffer]):
         if view is None:
             keys, values = ([_rows_of(buffer, begin, end) for buffer in buffers] for buffers in (self.keys, self.values))
             view = self._views[begin, end] = self._over(keys, values, self.length[begin:end])
+            view.first_row = self.first_row + begin
         return view
 
     def copy_row(self, source: int, target: int, begin: int, end: int) -> None:

@@ -19,7 +19,7 @@ class StepOutput:
     """Decisions of one step: `token` int64 and `confidence` float32, [B,S], or [B,1] for prefill.
 
     `logits` float32 [B,S,V], or [B,1,V], are what was decided from, where the session has them. All may be views of buffers a
-    session owns, valid until its next run of the same role and shape.
+    session owns, valid until its next run.
     """
 
     token: np.ndarray

@@ -22,6 +22,7 @@ from nemodiff_trt.cpu_features import missing_features
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.device_steps import DeviceStep, HostQueue, Work
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.recent_steps import RecentSteps, StepShape
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays
 from nemodiff_trt.runtime.step_layout import StepLayout
@@ -51,19 +52,25 @@ class _Binding:
 
 
 class TorchCache(KVCache[Tensor]):
-    """Keys and values in torch memory, and the bindings of the step shapes that ran on it."""
+    """Keys and values in torch memory, and the bindings of the step shapes that ran on it or on views of it."""
 
     __slots__ = ("bindings", "owner")
 
     def __init__(
-        self, owner: InductorSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, capacity: int
+        self,
+        owner: InductorSession,
+        keys: list[Tensor],
+        values: list[Tensor],
+        length: np.ndarray,
+        capacity: int,
+        bindings: RecentSteps[_Binding],
     ) -> None:
         super().__init__(keys, values, length, capacity)
         self.owner = owner
-        self.bindings: dict[tuple[Role, int], _Binding] = {}
+        self.bindings = bindings
 
     def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> TorchCache:
-        return TorchCache(self.owner, keys, values, length, self.capacity)
+        return TorchCache(self.owner, keys, values, length, self.capacity, self.bindings)
 
 
 class InductorSession:
@@ -139,7 +146,7 @@ class InductorSession:
         layers = range(model.num_hidden_layers)
         # Pages of zeros cost nothing before they are written to.
         keys, values = ([torch.zeros(shape, dtype=self.cache_dtype) for _ in layers] for _ in range(2))
-        return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
+        return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity, RecentSteps())
 
     def run(
         self,
@@ -186,12 +193,14 @@ class InductorSession:
         """Of one step shape on a cache that this session made."""
         if not isinstance(cache, TorchCache) or cache.owner is not self:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        return cache.bindings.get((role, step)) or self._bind(role, step, cache)
+        shape = StepShape(cache.first_row, cache.batch_size, role, step)
+        return cache.bindings.get(shape) or self._bind(shape, cache)
 
-    def _bind(self, role: Role, step: int, cache: TorchCache) -> _Binding:
+    def _bind(self, shape: StepShape, cache: TorchCache) -> _Binding:
         """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""
+        _, batch, role, step = shape
         check_role_and_step(role, step, self._engines, self._limits)
-        engine, batch = self._engines[role], cache.batch_size
+        engine = self._engines[role]
         own = [torch.zeros(shape, dtype=torch.int64) for shape in ((batch, step), (batch,), (batch,))]
         ids, lengths, last = (tensor.numpy() for tensor in own)
         inputs = own if role is Role.PREFILL else own[:2]
@@ -202,7 +211,7 @@ class InductorSession:
             inputs += [cache.keys[layer], cache.values[layer]]
         last_index = last if role is Role.PREFILL else None
         binding = _Binding(engine.run, [*inputs, *engine.weights], ids, lengths, last_index, layout)
-        cache.bindings[role, step] = binding
+        cache.bindings.put(shape, binding)
         return binding
 
 

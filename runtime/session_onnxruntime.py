@@ -19,6 +19,8 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.recent_steps import RecentSteps, StepShape
+from nemodiff_trt.runtime.scratch_array import ScratchArray
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_checks import check_batch_size, check_role_and_step, fill_inputs, layout_arrays, longest_row
 from nemodiff_trt.runtime.step_layout import StepLayout
@@ -49,19 +51,25 @@ class _Binding:
 
 
 class BoundCache(KVCache[np.ndarray]):
-    """Keys and values in numpy memory, and the bindings of the step shapes that ran on it."""
+    """Keys and values in numpy memory, and the bindings of the step shapes that ran on it or on views of it."""
 
     __slots__ = ("bindings", "owner")
 
     def __init__(
-        self, owner: OnnxRuntimeSession, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray, capacity: int
+        self,
+        owner: OnnxRuntimeSession,
+        keys: list[np.ndarray],
+        values: list[np.ndarray],
+        length: np.ndarray,
+        capacity: int,
+        bindings: RecentSteps[_Binding],
     ) -> None:
         super().__init__(keys, values, length, capacity)
         self.owner = owner
-        self.bindings: dict[tuple[Role, int], _Binding] = {}
+        self.bindings = bindings
 
     def _over(self, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray) -> BoundCache:
-        return BoundCache(self.owner, keys, values, length, self.capacity)
+        return BoundCache(self.owner, keys, values, length, self.capacity, self.bindings)
 
 
 class OnnxRuntimeSession:
@@ -73,6 +81,7 @@ class OnnxRuntimeSession:
         self._engines = engines
         self._model, self._limits, self._has_logits = manifest.model, manifest.limits, manifest.keep_logits
         self._is_quantized = manifest.quantization is not None
+        self._logits = ScratchArray(np.float32)
         self.cache_dtype = np.dtype(ENGINE_FLOAT[manifest.compute_precision])
 
     @classmethod
@@ -130,7 +139,7 @@ class OnnxRuntimeSession:
         layers = range(model.num_hidden_layers)
         # Pages of zeros cost nothing before they are written to.
         keys, values = ([np.zeros(shape, self.cache_dtype) for _ in layers] for _ in range(2))
-        return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity)
+        return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity, RecentSteps())
 
     def run(
         self,
@@ -140,7 +149,7 @@ class OnnxRuntimeSession:
         last_index: np.ndarray | None = None,
         layout: StepLayout | None = None,
     ) -> StepOutput:
-        """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
+        """Run one step, see `Session.run`.
 
         Raises:
             InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
@@ -149,7 +158,8 @@ class OnnxRuntimeSession:
             raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
         step = input_ids.shape[-1]
         launched = self._launched(role, step, cache)
-        binding = cache.bindings.get((role, launched)) or self._bind(role, step, launched, cache)
+        shape = StepShape(cache.first_row, cache.batch_size, role, launched)
+        binding = cache.bindings.get(shape) or self._bind(shape, step, cache)
         fill_inputs(binding, input_ids, cache, last_index, layout)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
@@ -166,14 +176,15 @@ class OnnxRuntimeSession:
         has_room = longest_row(cache) + _LEAST_ROWS <= cache.capacity
         return max(step, _LEAST_ROWS) if has_room else step
 
-    def _bind(self, role: Role, step: int, launched: int, cache: BoundCache) -> _Binding:
-        """Allocate and bind the buffers of one step shape: `launched` tokens, of which the first `step` are asked for."""
+    def _bind(self, shape: StepShape, step: int, cache: BoundCache) -> _Binding:
+        """Allocate and bind the buffers of one step shape, of whose tokens the first `step` are asked for."""
+        _, batch, role, launched = shape
         check_role_and_step(role, step, self._engines, self._limits)
-        batch, engine = cache.batch_size, self._engines[role]
+        engine = self._engines[role]
         rows = 1 if role is Role.PREFILL else launched
         output = StepOutput(np.zeros((batch, rows), np.int64), np.zeros((batch, rows), np.float32))
         if self._has_logits:
-            output.logits = np.zeros((batch, rows, self._model.vocab_size), np.float32)
+            output.logits = self._logits.array((batch, rows, self._model.vocab_size))
         all_ids = np.zeros((batch, launched), np.int64)
         binding = _Binding(
             engine,
@@ -208,7 +219,7 @@ class OnnxRuntimeSession:
                 value = _over(buffer)
                 binding.io.bind_ortvalue_input(past, value)
                 binding.io.bind_ortvalue_output(present, value)
-        cache.bindings[role, launched] = binding
+        cache.bindings.put(shape, binding)
         return binding
 
 

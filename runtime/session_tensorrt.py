@@ -29,6 +29,7 @@ from nemodiff_trt.runtime.cuda_device import CudaDevice, Device
 from nemodiff_trt.runtime.device_steps import DeviceStep, Work
 from nemodiff_trt.runtime.gpu_check import check_device, check_memory, check_runnable, probe_device
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.recent_steps import RecentSteps, StepShape
 from nemodiff_trt.runtime.session import StepOutput
 from nemodiff_trt.runtime.step_checks import (
     check_batch_size,
@@ -73,20 +74,24 @@ class _BoundStep:
 
 
 class DeviceCache(KVCache[Tensor]):
-    """Keys and values in device memory, and the steps that were bound to it."""
+    """Keys and values in device memory, and the steps that were bound to it or to views of it."""
 
-    __slots__ = ("memory", "outputs", "owner", "steps")
+    __slots__ = ("memory", "owner", "steps")
 
     def __init__(
-        self, owner: TensorRTSession, keys: list[Tensor], values: list[Tensor], length: np.ndarray, memory: Tensor
+        self,
+        owner: TensorRTSession,
+        keys: list[Tensor],
+        values: list[Tensor],
+        length: np.ndarray,
+        memory: Tensor,
+        steps: RecentSteps[_BoundStep],
     ) -> None:
         super().__init__(keys, values, length, owner.limits.cache_capacity)
         self.owner = owner
         # The allocation keys and values are views of.
         self.memory = memory
-        self.steps: dict[tuple[Role, int], _BoundStep] = {}
-        # Results of prefill steps by the length asked for, several of which may be run as one.
-        self.outputs: dict[int, StepOutput] = {}
+        self.steps = steps
 
     def copy_row(self, source: int, target: int, begin: int, end: int) -> None:
         # On the stream of the steps, so in their order.
@@ -106,7 +111,7 @@ class DeviceCache(KVCache[Tensor]):
         return found
 
     def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> DeviceCache:
-        return DeviceCache(self.owner, keys, values, length, self.memory)
+        return DeviceCache(self.owner, keys, values, length, self.memory, self.steps)
 
 
 class TensorRTSession:
@@ -195,7 +200,8 @@ class TensorRTSession:
         memory, dtype = self._allocate(num_bytes, Buffer.CACHE), getattr(torch, places[0].dtype)
         views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
         # Keys and values of a layer follow each other, as in the contract.
-        return DeviceCache(self, views[::2], views[1::2], np.zeros(batch_size + spare_rows, np.int64), memory)
+        length = np.zeros(batch_size + spare_rows, np.int64)
+        return DeviceCache(self, views[::2], views[1::2], length, memory, RecentSteps())
 
     def run(
         self,
@@ -205,7 +211,7 @@ class TensorRTSession:
         last_index: np.ndarray | None = None,
         layout: StepLayout | None = None,
     ) -> StepOutput:
-        """Run one step, see `Session.run`. The result is valid until the next run of the same role and shape on `cache`.
+        """Run one step, see `Session.run`.
 
         A prefill step may run longer than asked for, as far as there is room; what it writes behind its tokens is never read.
 
@@ -216,14 +222,15 @@ class TensorRTSession:
         own, step = self._own(cache), input_ids.shape[-1]
         check_role_and_step(role, step, self._manifest.roles, self.limits)
         launched = launched_step(role, step, cache.capacity - check_fit(input_ids, cache), self.limits)
-        bound = own.steps.get((role, launched)) or self._bind(role, launched, own)
+        shape = StepShape(own.first_row, own.batch_size, role, launched)
+        bound = own.steps.get(shape) or self._bind(shape, own)
         copy_inputs(bound, input_ids, cache, last_index, layout)
         if bound.replay is None:
             self._run_first(role, bound)
         else:
             bound.replay()
             self.device.synchronize()
-        return bound.output if role is not Role.PREFILL else _kept_output(own, step, bound.output)
+        return bound.output
 
     @property
     def queue(self) -> Device:
@@ -272,13 +279,14 @@ class TensorRTSession:
             bound.replay = self.device.capture(bound.launch)
         self._engines.save_kernels()
 
-    def _bind(self, role: Role, step: int, cache: DeviceCache) -> _BoundStep:
+    def _bind(self, shape: StepShape, cache: DeviceCache) -> _BoundStep:
         """Make the engine's and the host's side of a step."""
+        role, step = shape.role, shape.step
         plan, context, launch = self._engine_step(role, step, cache)
         host_input = self.device.pinned(plan.num_bytes(Buffer.STEP_INPUT))
         host_output = self.device.pinned(plan.result_bytes)
         output = StepOutput(*(_over(host_output, plan, name) for name in plan.result_names))
-        cache.steps[role, step] = _BoundStep(
+        bound = _BoundStep(
             context,
             _over(host_input, plan, contract.INPUT_IDS),
             _over(host_input, plan, contract.CACHE_LENGTH),
@@ -287,7 +295,8 @@ class TensorRTSession:
             output,
             self._launcher(launch, host_input, host_output),
         )
-        return cache.steps[role, step]
+        cache.steps.put(shape, bound)
+        return bound
 
     def _own(self, cache: KVCache[Any]) -> DeviceCache:
         """`cache`, if this session made it."""
@@ -358,19 +367,6 @@ def _over(memory: Tensor, plan: StepPlan, name: str) -> np.ndarray:
     binding = plan.binding(name)
     part: np.ndarray = memory.numpy()[binding.offset : binding.end]
     return part.view(_NUMPY_DTYPES[binding.dtype]).reshape(binding.shape)
-
-
-def _kept_output(cache: DeviceCache, step: int, output: StepOutput) -> StepOutput:
-    """Copy of a prefill result: steps of other lengths may run on the same arrays."""
-    kept = cache.outputs.get(step)
-    if kept is None:
-        logits = None if output.logits is None else output.logits.copy()
-        kept = cache.outputs[step] = StepOutput(output.token.copy(), output.confidence.copy(), logits)
-    np.copyto(kept.token, output.token)
-    np.copyto(kept.confidence, output.confidence)
-    if kept.logits is not None and output.logits is not None:
-        np.copyto(kept.logits, output.logits)
-    return kept
 
 
 def _upload_weights(bundle: Bundle, places: tuple[TensorBinding, ...], memory: Tensor, device: Device) -> None:

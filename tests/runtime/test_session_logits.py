@@ -14,8 +14,10 @@ from nemodiff_trt.command_line import run_app
 from nemodiff_trt.runtime.cli.app import build_app
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
+from nemodiff_trt.runtime.recent_steps import RecentSteps
 from nemodiff_trt.runtime.sampling import SamplingOptions
 from nemodiff_trt.runtime.session_eager import EagerSession
+from nemodiff_trt.runtime.session_onnxruntime import BoundCache
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.vocabulary import Mode, Role, Target
 from support.bundles import build_bundle
@@ -121,3 +123,21 @@ def test_one_token_and_a_block_decide_from_the_same_bits(sampling_bundle_dir: Pa
             assert alone.shape == (1, 1, session.model.vocab_size)
             np.testing.assert_array_equal(alone[0, 0], wanted[0, offset])
             cache.length += 1
+
+
+def test_views_of_a_cache_share_what_is_kept(sampling_bundle_dir: Path) -> None:
+    session = open_session(Bundle.open(sampling_bundle_dir), 1)
+    cache = session.create_cache(4)
+    assert isinstance(cache, BoundCache)
+    cache.bindings = RecentSteps(3)
+    wanted = {}
+    for _ in range(2):
+        for begin in range(4):
+            rows = cache.rows(begin, begin + 1)
+            for step in (1, 2, 5):
+                output = session.run(Role.VERIFY, random_ids(1, step, begin), rows)
+                assert output.logits is not None
+                logits = output.logits.copy()
+                np.testing.assert_array_equal(logits, wanted.setdefault((begin, step), logits))
+                assert len(cache.bindings) <= 3
+    assert {each.first_row for each in cache.bindings} == {3}
