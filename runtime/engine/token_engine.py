@@ -16,7 +16,7 @@ import numpy as np
 
 from nemodiff_trt.errors import BusyError, InvalidInputError
 from nemodiff_trt.runtime.engine.admission_queue import AdmissionQueue
-from nemodiff_trt.runtime.engine.grouping import PrefillRun, PromptPart, prefill_runs, ranges
+from nemodiff_trt.runtime.engine.grouping import PrefillRun, PromptPart, prefill_runs
 from nemodiff_trt.runtime.engine.layout_buffers import LayoutBuffers
 from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
@@ -24,6 +24,7 @@ from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
 from nemodiff_trt.runtime.rows.planned import PlannedRow
 from nemodiff_trt.runtime.rows.prompt import PromptRow
@@ -192,12 +193,16 @@ class TokenEngine:
 
     def _plan(self, rows: list[PromptRow | RowDecoder]) -> None:
         """Choose how requests in mode `auto` go on."""
-        planned = [row for row in rows if isinstance(row, PlannedRow) and row.sequence.finish_reason is None]
+        planned: list[PlannedRow] = []
+        for slot, row in enumerate(rows):
+            if isinstance(row, PlannedRow) and row.sequence.finish_reason is None:
+                row.request.slot = slot
+                planned.append(row)
         if planned and self._shared.policy is not None:
             history = sum(row.num_cached for row in planned) / len(planned)
-            choice = self._shared.policy.decide(len(planned), history)
+            self._shared.policy.decide([row.request for row in planned], history, self.num_waiting)
             for row in planned:
-                row.plan(choice)
+                row.follow()
 
     def _decider_for(self, sequence: Sequence, options: GenerationOptions, index: int) -> Decider:
         if not options.sampling.needs_logits:

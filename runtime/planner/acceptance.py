@@ -14,6 +14,8 @@ HALF_LIFE = 50.0
 # Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position. Hopeful,
 # because a hope is corrected by the first cycles, while without any nothing would be learned.
 PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
+# What all requests know counts as so many cycles of a request's own.
+SHARED_CYCLES = 4.0
 
 
 class AcceptanceModel:
@@ -21,11 +23,16 @@ class AcceptanceModel:
 
     __slots__ = ("_accepted", "_decay", "_tried")
 
-    def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
+    def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
         self._decay = 0.5 ** (1 / half_life)
-        self._tried = np.full(longest - 1, PRIOR_CYCLES)
-        self._accepted = np.full(longest - 1, PRIOR_CYCLES * PRIOR_SHARE)
+        self._tried = np.full(longest - 1, prior_cycles)
+        self._accepted = np.full(longest - 1, prior_cycles * PRIOR_SHARE)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest block."""
+        return len(self._tried) + 1
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
@@ -35,7 +42,32 @@ class AcceptanceModel:
         self._tried[:tried] += 1
         self._accepted[:accepted] += 1
 
+    def shares(self, known: AcceptanceModel | None = None, known_cycles: float = SHARED_CYCLES) -> np.ndarray:
+        """Share of accepted drafts at every position, float64 [longest - 1].
+
+        What `known` says counts as `known_cycles` cycles.
+        """
+        if known is None:
+            known, known_cycles = self, 0.0
+        shares: np.ndarray = (self._accepted + known_cycles * known._accepted / known._tried) / (self._tried + known_cycles)
+        return shares
+
     def tokens(self, block_length: int) -> float:
         """Expected tokens of a cycle, the verifier's own included."""
-        shares = self._accepted[: block_length - 1] / self._tried[: block_length - 1]
-        return 1.0 + float(np.cumprod(shares).sum())
+        return float(expected_tokens(self.shares(), np.array([block_length]))[0])
+
+
+def expected_tokens(shares: np.ndarray, block_lengths: np.ndarray) -> np.ndarray:
+    """Expected tokens of a cycle, the verifier's own included.
+
+    Args:
+        shares: conditional acceptance of every position, float64 [..., L - 1].
+        block_lengths: int64 [C], 1 to L.
+
+    Returns:
+        float64 [..., C].
+    """
+    first = np.ones((*shares.shape[:-1], 1))
+    tokens = np.concatenate([first, 1 + np.cumprod(shares, axis=-1).cumsum(axis=-1)], axis=-1)
+    found: np.ndarray = tokens[..., block_lengths - 1]
+    return found

@@ -5,42 +5,68 @@ All candidates are lossless, so a choice never changes an answer, only its speed
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from enum import StrEnum
 
-from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel
+import numpy as np
+
+from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step
+from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
+from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Role
 
 # A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
 MIN_GAIN = 0.04
-# Cycles a choice stands for while the number of requests stays the same: choosing takes time as well.
+# Cycles a choice stands for while the requests stay the same: choosing takes time as well.
 DECIDE_CYCLES = 4
 # Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
+# Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
+_HISTORY_STEP = 128
+_MAX_TABLES = 256
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """`block_length` of self-speculation; 1 stands for autoregressive decoding."""
+class Objective(StrEnum):
+    """What is chosen for: tokens of all requests in a second, or every request's own tokens in a second."""
 
-    block_length: int
-
-    @property
-    def drafts(self) -> bool:
-        return self.block_length > 1
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"
 
 
 class Policy:
     """Chooses for all requests of a loop that leave the choice to it.
 
-    The requests of a loop share its engine runs, so what brings the most tokens in a second is also the fastest for each.
+    The requests of a loop share its engine runs. So they are sorted by how well their drafts do, and cut into two groups at
+    most, each of which decodes in one way: the pair of ways and the cut of the best predicted speed are chosen.
     """
 
-    __slots__ = ("_batch", "_cycles", "_latency", "_min_gain", "acceptance", "block_lengths", "choice", "decisions")
+    __slots__ = (
+        "_alike",
+        "_candidates",
+        "_cycles",
+        "_latency",
+        "_lengths",
+        "_min_gain",
+        "_objective",
+        "_tables",
+        "acceptance",
+        "block_lengths",
+        "decisions",
+    )
 
-    def __init__(self, latency: LatencyModel, block_lengths: Sequence[int], longest: int, min_gain: float = MIN_GAIN) -> None:
+    def __init__(
+        self,
+        latency: LatencyModel,
+        block_lengths: Sequence[int],
+        longest: int,
+        min_gain: float = MIN_GAIN,
+        objective: Objective | None = None,
+    ) -> None:
         """Start with the prior of acceptance.
 
         Args:
@@ -48,45 +74,134 @@ class Policy:
             block_lengths: to choose from, beside autoregressive decoding.
             longest: block length of the engines.
             min_gain: share by which another choice has to be better.
+            objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
         """
         self._latency = latency
         self._min_gain = min_gain
-        self._batch = self._cycles = 0
+        self._objective = objective
+        self._cycles = 0
+        self._candidates = tuple(map(Choice, (1, *block_lengths)))
+        self._alike = np.arange(len(self._candidates))
+        self._lengths = np.array([choice.block_length for choice in self._candidates])
+        self._tables: dict[tuple[int, int], np.ndarray] = {}
         self.block_lengths = tuple(block_lengths)
         self.acceptance = AcceptanceModel(longest)
-        self.choice = Choice(1)
-        # How often every choice was made.
+        # Cycles of requests by block length.
         self.decisions: dict[int, int] = {}
 
     @classmethod
-    def for_session(cls, session: Session, latency: LatencyModel) -> Policy:
+    def for_session(cls, session: Session, latency: LatencyModel, objective: Objective | None = None) -> Policy:
         """Between autoregressive decoding and blocks of powers of two, as far as the engines were built for both."""
         longest = session.limits.block_length
         drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
         lengths = [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
-        return cls(latency, lengths, longest)
+        return cls(latency, lengths, longest, objective=objective)
 
-    def speed(self, choice: Choice, batch: int, history: float) -> float:
-        """Predicted tokens per millisecond of `batch` requests with `history` cached tokens each."""
+    def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
+        """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
         if not choice.drafts:
-            return batch / self._latency.ms(Step(Role.DECODE, batch, 1, history))
+            return self._latency.ms(Step(Role.DECODE, batch, 1, history))
         steps = (Step(role, batch, choice.block_length, history) for role in (Role.DRAFT, Role.VERIFY))
-        return batch * self.acceptance.tokens(choice.block_length) / sum(map(self._latency.ms, steps))
+        return sum(map(self._latency.ms, steps))
 
-    def decide(self, batch: int, history: float) -> Choice:
-        """The choice for the next cycle of `batch` requests."""
+    def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
+        """Set the next cycle of every request.
+
+        Args:
+            requests: of the loop that leave the choice to this policy; at least one.
+            history: cached tokens, the mean of these requests.
+            num_waiting: requests that wait for a slot.
+        """
         self._cycles += 1
-        if batch != self._batch or self._cycles % DECIDE_CYCLES == 0:
-            self._batch = batch
-            self._choose(batch, history)
-        decided = self.choice
-        if not decided.drafts and self.block_lengths and self._cycles % PROBE_CYCLES == 0:
-            decided = max(map(Choice, self.block_lengths), key=lambda choice: self.speed(choice, batch, history))
-        self.decisions[decided.block_length] = self.decisions.get(decided.block_length, 0) + 1
-        return decided
+        if self._cycles % DECIDE_CYCLES == 0 or any(request.choice is None for request in requests):
+            self._choose(requests, history, self._objective_of(num_waiting))
+        is_probe = bool(self.block_lengths) and self._cycles % PROBE_CYCLES == 0
+        for request in requests:
+            assert request.choice is not None, "chosen above"
+            request.next_cycle = request.choice
+            if is_probe and not request.choice.drafts:
+                request.next_cycle = self._best_draft(request, len(requests), history)
+            length = request.next_cycle.block_length
+            self.decisions[length] = self.decisions.get(length, 0) + 1
 
-    def _choose(self, batch: int, history: float) -> None:
-        speeds = {choice: self.speed(choice, batch, history) for choice in map(Choice, (1, *self.block_lengths))}
-        best = max(speeds, key=speeds.__getitem__)
-        if speeds[best] > (1 + self._min_gain) * speeds[self.choice]:
-            self.choice = best
+    def _objective_of(self, num_waiting: int) -> Objective:
+        return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
+
+    def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> None:
+        tokens = expected_tokens(np.stack([request.shares() for request in requests]), self._lengths)
+        count, slots = len(requests), [request.slot for request in requests]
+        cost = self._cost_table(max(slots) - min(slots) + 1, history)
+        order = np.argsort(tokens[:, -1], kind="stable")
+        # Candidates [first, second, size of the first group]: the hardest texts go first.
+        below = np.zeros((len(self._candidates), count + 1))
+        np.cumsum(_worth(tokens[order], objective).T, axis=1, out=below[:, 1:])
+        above = below[:, -1:] - below
+        ordered = [slots[place] for place in order.tolist()]
+        below_ms = np.stack([_runs_ms(cost, ordered[:cut]) for cut in range(count + 1)], axis=1)
+        above_ms = np.stack([_runs_ms(cost, ordered[cut:]) for cut in range(count + 1)], axis=1)
+        speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
+        # Two groups that decode alike are one.
+        speeds[self._alike, self._alike, 1:] = 0.0
+        first, second, cut = np.unravel_index(speeds.argmax(), speeds.shape)
+        chosen = [self._candidates[first if place < cut else second] for place in range(count)]
+        best = dict(zip(order.tolist(), chosen, strict=True))
+        if speeds[first, second, cut] > (1 + self._min_gain) * self._standing_speed(requests, best, tokens, cost, objective):
+            _log.debug("%d requests, %s: %d decode with %s, %d with %s", count, objective, cut,
+                       self._candidates[first], count - cut, self._candidates[second])  # fmt: skip
+            for place, request in enumerate(requests):
+                request.choice = best[place]
+
+    def _standing_speed(
+        self,
+        requests: Sequence[PlannedRequest],
+        best: dict[int, Choice],
+        tokens: np.ndarray,
+        cost: np.ndarray,
+        objective: Objective,
+    ) -> float:
+        """Predicted speed if all go on as they do. Those nothing was chosen for yet take what is best."""
+        places: list[int] = []
+        for place, request in enumerate(requests):
+            if request.choice is None:
+                request.choice = best[place]
+            places.append(self._candidates.index(request.choice))
+        worth = _worth(tokens, objective)[np.arange(len(places)), places].sum()
+        groups: dict[int, list[int]] = {}
+        for place, request in zip(places, requests, strict=True):
+            groups.setdefault(place, []).append(request.slot)
+        ms = sum(float(_runs_ms(cost, slots)[place]) for place, slots in groups.items())
+        return float(_speed(worth, ms, len(places), objective))
+
+    def _best_draft(self, request: PlannedRequest, batch: int, history: float) -> Choice:
+        tokens = expected_tokens(request.shares(), self._lengths)
+        drafts = range(1, len(self._candidates))
+        return self._candidates[max(drafts, key=lambda c: tokens[c] / self.cycle_ms(self._candidates[c], batch, history))]
+
+    def _cost_table(self, batch: int, history: float) -> np.ndarray:
+        """Milliseconds of a cycle by candidate and number of rows, float64 [C, batch + 1]."""
+        bucket = round(history / _HISTORY_STEP)
+        table = self._tables.get((batch, bucket))
+        if table is None:
+            if len(self._tables) == _MAX_TABLES:
+                self._tables.clear()
+            table = np.zeros((len(self._candidates), batch + 1))
+            for place, choice in enumerate(self._candidates):
+                table[place, 1:] = [self.cycle_ms(choice, size, bucket * _HISTORY_STEP) for size in range(1, batch + 1)]
+            self._tables[batch, bucket] = table
+        return table
+
+
+def _runs_ms(cost: np.ndarray, slots: Sequence[int]) -> np.ndarray:
+    """Milliseconds of a cycle of requests in these slots, by candidate: rows between them may be computed along."""
+    found: np.ndarray = cost[:, [end - begin for begin, end in ranges(slots)]].sum(axis=1)
+    return found
+
+
+def _worth(tokens: np.ndarray, objective: Objective) -> np.ndarray:
+    """What is added up over requests: tokens of a cycle, or cycles of a token."""
+    return tokens if objective is Objective.THROUGHPUT else 1 / tokens
+
+
+def _speed(worth: np.ndarray, ms: np.ndarray | float, count: int, objective: Objective) -> np.ndarray:
+    """Tokens per millisecond of `count` requests: their sum, or `count` times their harmonic mean."""
+    return (worth if objective is Objective.THROUGHPUT else count * count / worth) / ms

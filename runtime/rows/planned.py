@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from nemodiff_trt.runtime.events import RowStep
-from nemodiff_trt.runtime.planner import AcceptanceModel, Choice
+from nemodiff_trt.runtime.planner import Choice, PlannedRequest
 from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
 from nemodiff_trt.runtime.rows.decider import Decider
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
@@ -18,12 +18,12 @@ from nemodiff_trt.vocabulary import Role
 
 
 class PlannedRow:
-    """Decodes as `plan` says."""
+    """Decodes as its `request` says."""
 
-    __slots__ = ("_acceptance", "_choice", "_decider", "_mask_token_id", "_row", "moves", "sequence")
+    __slots__ = ("_choice", "_decider", "_mask_token_id", "_row", "moves", "request", "sequence")
 
     def __init__(
-        self, sequence: Sequence, num_cached: int, mask_token_id: int, decider: Decider, acceptance: AcceptanceModel
+        self, sequence: Sequence, num_cached: int, mask_token_id: int, decider: Decider, request: PlannedRequest
     ) -> None:
         """Start autoregressively.
 
@@ -32,13 +32,13 @@ class PlannedRow:
             num_cached: tokens of the prompt.
             mask_token_id: fills blocks before they are drafted.
             decider: of the request.
-            acceptance: told of every cycle.
+            request: told of every cycle; a policy sets how the next one is decoded.
         """
         self.sequence = sequence
         self.moves: tuple[tuple[int, int], ...] = ()
         self._mask_token_id = mask_token_id
         self._decider = decider
-        self._acceptance = acceptance
+        self.request = request
         self._choice = Choice(1)
         self._row: AutoregressiveRow | SelfSpeculationRow = AutoregressiveRow(sequence, num_cached, decider)
 
@@ -54,9 +54,10 @@ class PlannedRow:
     def step_length(self) -> int:
         return self._row.step_length
 
-    def plan(self, choice: Choice) -> None:
-        """Decode by `choice` from the next cycle on. Called between two cycles."""
-        if choice == self._choice or self._row.role is Role.VERIFY:
+    def follow(self) -> None:
+        """Decode as `request.next_cycle` says from now on. Called between two cycles."""
+        choice = self.request.next_cycle
+        if choice == self._choice:
             return
         self._choice = choice
         sequence, num_cached = self.sequence, self._row.num_cached
@@ -73,5 +74,5 @@ class PlannedRow:
         report = self._row.absorb(output)
         # The last cycle of an answer is cut, so it does not tell how far drafts are right.
         if is_verified and self.sequence.finish_reason is None:
-            self._acceptance.observe(self._choice.block_length, report.accepted)
+            self.request.observe(report.accepted)
         return report

@@ -8,7 +8,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.planner import PlannedRequest, Policy
 from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
 from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
 from nemodiff_trt.runtime.rows.diffusion import DiffusionRow
@@ -63,7 +63,7 @@ def start_row(
     if options.mode is Mode.AUTO:
         if shared.policy is None:
             raise InvalidInputError("mode", str(options.mode), "a fixed mode: there are no step times to choose by")
-        return PlannedRow(sequence, num_cached, mask, decider, shared.policy.acceptance)
+        return PlannedRow(sequence, num_cached, mask, decider, PlannedRequest(shared.policy.acceptance))
     if options.num_leaves:
         return TreeSpeculationRow(sequence, num_cached, block_length, mask, decider, options.num_leaves)
     return SelfSpeculationRow(sequence, num_cached, block_length, mask, decider, options.threshold or 0.0)

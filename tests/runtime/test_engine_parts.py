@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from nemodiff_trt.errors import BusyError, InvalidInputError
 from nemodiff_trt.runtime.engine.admission_queue import AdmissionQueue
-from nemodiff_trt.runtime.engine.grouping import PromptPart, prefill_runs, ranges
+from nemodiff_trt.runtime.engine.grouping import PromptPart, prefill_runs
 from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
+from nemodiff_trt.runtime.row_ranges import ranges
 
 
 class TestAdmission:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,21 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, InvalidInputError
 from nemodiff_trt.runtime.engine import TokenEngine
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import AcceptanceModel, Choice, LatencyModel, Policy, Step, StepTime
+from nemodiff_trt.runtime.planner import (
+    AcceptanceModel,
+    Choice,
+    LatencyModel,
+    Objective,
+    PlannedRequest,
+    Policy,
+    Step,
+    StepTime,
+)
+from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps, steps_to_measure
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.policy import PROBE_CYCLES
+from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session_eager import EagerSession
 from nemodiff_trt.vocabulary import Mode, Role
@@ -96,28 +108,110 @@ class TestAcceptance:
         assert model.tokens(16) < 1.3
 
 
+def planned(policy: Policy, *own: int, slots: list[int] | None = None, cycles: int = 400) -> list[PlannedRequest]:
+    """Requests that had `cycles` cycles with 32 tokens, of whose drafts so many were accepted."""
+    requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots or range(len(own))]
+    for request, accepted in zip(requests, own, strict=True):
+        request.next_cycle = Choice(32)
+        for _ in range(cycles):
+            request.observe(accepted)
+    return requests
+
+
+def lengths(requests: list[PlannedRequest]) -> list[int]:
+    return [request.next_cycle.block_length for request in requests]
+
+
 class TestPolicy:
     def test_long_blocks_while_tokens_are_free_and_none_when_they_cost(self) -> None:
-        policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
-        for _ in range(400):
-            policy.acceptance.observe(32, 12)
-        chosen = [policy.decide(batch, 500.0).block_length for batch in (1, 8, 64, 4096)]
+        chosen = []
+        for batch in (1, 8, 64, 2048):
+            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
+            requests = planned(policy, *[12] * min(batch, 8))
+            # Rows in between are computed along, so far fewer requests than slots say how large a batch is.
+            requests += [PlannedRequest(policy.acceptance, slot=slot) for slot in range(len(requests), batch)]
+            policy.decide(requests, 500.0)
+            chosen.append(lengths(requests)[0])
         assert chosen == sorted(chosen, reverse=True)
         assert (chosen[0], chosen[-1]) == (16, 1)
-        # Back again when the load goes.
-        assert policy.decide(1, 500.0).block_length == chosen[0]
 
     def test_small_gains_do_not_change_a_choice(self) -> None:
         policy = Policy(device(5.0, 0.02), [8, 16], 32, min_gain=1e9)
-        assert {policy.decide(batch, 0.0) for batch in range(1, 9)} == {Choice(1)}
+        requests = planned(policy, 12, 12)
+        policy.decide(requests, 0.0)
+        first = lengths(requests)
+        for request in requests:
+            for _ in range(400):
+                request.observe(0)
+        for _ in range(20):
+            policy.decide(requests, 0.0)
+        assert lengths(requests) == first
+
+    def test_hard_texts_go_on_alone(self) -> None:
+        # Tokens cost so much that only good drafts are worth them.
+        policy = Policy(device(0.5, 0.2), [4, 8, 16, 32], 32)
+        requests = planned(policy, 0, 31, 0, 31, slots=[0, 9, 1, 10])
+        policy.decide(requests, 100.0, num_waiting=1)
+        chosen = lengths(requests)
+        assert chosen[0] == chosen[2] == 1
+        assert chosen[1] == chosen[3] >= 8
+        # Rows of the two kinds in turns are computed together anyway.
+        mixed = planned(Policy(device(0.0, 0.2), [4, 8], 32), 0, 31, 0, 31)
+        policy.decide(mixed, 100.0, num_waiting=1)
+        assert len(set(lengths(mixed))) == 1
+
+    @pytest.mark.parametrize("objective", Objective)
+    def test_objectives(self, objective: Objective) -> None:
+        """One easy text among seven hard ones: blocks for it alone make the most tokens, and every other answer slow."""
+        policy = Policy(device(4.0, 0.2), [32], 32, objective=objective)
+        requests = planned(policy, 31, *[0] * 7, slots=[12, *range(7)])
+        policy.decide(requests, 100.0)
+        assert lengths(requests) == [32 if objective is Objective.THROUGHPUT else 1, *[1] * 7]
+
+    def test_latency_is_the_objective_until_somebody_waits(self) -> None:
+        chosen = []
+        for num_waiting in (0, 3):
+            policy = Policy(device(4.0, 0.2), [32], 32)
+            requests = planned(policy, 31, *[0] * 7, slots=[12, *range(7)])
+            policy.decide(requests, 100.0, num_waiting)
+            chosen.append(lengths(requests)[0])
+        assert chosen == [1, 32]
 
     def test_tries_drafting_again_after_a_hard_text(self) -> None:
         policy = Policy(device(5.0, 0.02), [4, 8], 32)
-        for _ in range(3000):
-            policy.acceptance.observe(8, 0)
-        chosen = [policy.decide(1, 0.0).block_length for _ in range(600)]
+        requests = planned(policy, 0, cycles=3000)
+        chosen = []
+        for _ in range(600):
+            policy.decide(requests, 0.0)
+            chosen += lengths(requests)
         assert chosen.count(1) == 600 - 600 // PROBE_CYCLES
         assert policy.decisions == {1: chosen.count(1), 4: 600 // PROBE_CYCLES}
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.data())
+    def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, 5))
+        policy = Policy(device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, min_gain=0.0)
+        slots = data.draw(st.permutations(range(12)))[:count]
+        requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots]
+        for request in requests:
+            request.next_cycle = Choice(8)
+            for accepted in data.draw(st.lists(st.integers(0, 7), max_size=6)):
+                request.observe(accepted)
+        policy.decide(requests, 0.0, num_waiting=1)
+
+        def speed(chosen: tuple[int, ...]) -> float:
+            tokens = [expected_tokens(r.shares(), np.array([c]))[0] for r, c in zip(requests, chosen, strict=True)]
+            groups = {c: [r.slot for r, own in zip(requests, chosen, strict=True) if own == c] for c in chosen}
+            runs = [(c, end - begin) for c, group in groups.items() for begin, end in ranges(group)]
+            return float(sum(tokens) / sum(policy.cycle_ms(Choice(c), size, 0.0) for c, size in runs))
+
+        hardness = np.argsort([expected_tokens(r.shares(), np.array([8]))[0] for r in requests], kind="stable").tolist()
+        everything = []
+        for first, second, cut in itertools.product((1, 4, 8), (1, 4, 8), range(count + 1)):
+            chosen = dict(zip(hardness, [first] * cut + [second] * (count - cut), strict=True))
+            everything.append(speed(tuple(chosen[place] for place in range(count))))
+        assert speed(tuple(lengths(requests))) == pytest.approx(max(everything))
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,0 +1,51 @@
+"""What a policy knows of one request, and what it chose for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`block_length` of self-speculation; 1 stands for autoregressive decoding."""
+
+    block_length: int
+
+    @property
+    def drafts(self) -> bool:
+        return self.block_length > 1
+
+
+@dataclass(slots=True)
+class PlannedRequest:
+    """A request that leaves its mode to the policy.
+
+    Attributes:
+        shared: acceptance of all requests.
+        choice: how to decode, None before the first decision.
+        next_cycle: `choice`, or a probe instead of it.
+        slot: of the cache.
+        own: acceptance of this request, from nothing.
+    """
+
+    shared: AcceptanceModel
+    choice: Choice | None = None
+    next_cycle: Choice = Choice(1)
+    slot: int = 0
+    own: AcceptanceModel = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.own = AcceptanceModel(self.shared.longest, prior_cycles=0.0)
+
+    def observe(self, accepted: int) -> None:
+        """Take in the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
+        for model in (self.own, self.shared):
+            model.observe(self.next_cycle.block_length, accepted)
+
+    def shares(self) -> np.ndarray:
+        """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""
+        return self.own.shares(self.shared)
