@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.batch.input_file import InputFile
 from nemodiff_trt.runtime.options import GenerationOptions
 
@@ -43,6 +44,10 @@ class WorkerSetup:
         max_active: rows answered at a time; None for the built batch.
         num_threads: CPU threads of a step; None for what the backend takes by itself.
         verify: compare the checksum of every file of the bundle first.
+        max_attempts: how often a shard may be begun in a run before the job fails, because its workers die.
+
+    Raises:
+        InvalidInputError: `max_attempts` is not positive.
     """
 
     bundle_dir: Path
@@ -53,6 +58,11 @@ class WorkerSetup:
     max_active: int | None = None
     num_threads: int | None = None
     verify: bool = True
+    max_attempts: int = 4
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise InvalidInputError("max-attempts", self.max_attempts, "an integer of at least 1")
 
 
 def job_record(source: InputFile, shard_size: int, settings: AnswerSettings, build_key: str) -> dict[str, Any]:

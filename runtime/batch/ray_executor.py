@@ -1,7 +1,8 @@
 """Many workers through Ray Data: shards are the rows of a dataset that is mapped by a pool of actors, one model each.
 
-Ray restarts an actor whose process died and hands its shard out again, at least once. A worker publishes a part by a rename and
-leaves a shard alone whose part is there, which makes it exactly once.
+Ray Data restarts an actor whose process died and hands its shard out again: at least once, and without end, which is why
+attempts are counted (`attempts`). A worker publishes a part by a rename and leaves a shard alone whose part is there: that makes it
+exactly once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.data
@@ -35,7 +36,6 @@ class RayExecutor:
         num_workers: worker processes.
         address: of the cluster, as `ray.init` takes it; `LOCAL_ADDRESS` for one on this machine alone.
         num_gpus: GPUs of a worker, or a share of one; 0 on a CPU.
-        max_restarts: how often a worker that died is started again before the job fails.
 
     Raises:
         InvalidInputError: a field is out of range.
@@ -44,16 +44,12 @@ class RayExecutor:
     num_workers: int
     address: str = LOCAL_ADDRESS
     num_gpus: float = 0.0
-    max_restarts: int = 3
 
     def __post_init__(self) -> None:
-        for name, field, least in (
-            ("num_workers", "workers", 1),
-            ("num_gpus", "gpus-per-worker", 0),
-            ("max_restarts", "max-restarts", 0),
-        ):
-            if not least <= getattr(self, name) < float("inf"):
-                raise InvalidInputError(field, getattr(self, name), f"a number of at least {least}")
+        if self.num_workers < 1:
+            raise InvalidInputError("workers", self.num_workers, "an integer of at least 1")
+        if not 0 <= self.num_gpus < float("inf"):
+            raise InvalidInputError("gpus-per-worker", self.num_gpus, "a number of at least 0")
 
     def __call__(self, setup: WorkerSetup, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """See `Executor`."""
@@ -83,18 +79,17 @@ class RayExecutor:
             raise InvalidInputError("ray-address", self.address, f"the address of a Ray cluster ({_reason(error)})") from error
 
     def _mapped(self, setup: WorkerSetup, shards: Sequence[Shard], num_cpus: int) -> ray.data.Dataset:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        # The command tells how far it is itself.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [dataclasses.asdict(shard) for shard in shards]
         return ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map(
-            RayShardWorker,
+            cast("Any", RayShardWorker),
             fn_constructor_args=(setup,),
             # One shard at a time: shards that wait at a busy worker would not be there for an idle one.
             compute=ray.data.ActorPoolStrategy(size=self.num_workers, max_tasks_in_flight_per_actor=1),
             num_cpus=num_cpus,
             num_gpus=self.num_gpus,
-            max_restarts=self.max_restarts,
-            max_task_retries=self.max_restarts,
         )
 
 

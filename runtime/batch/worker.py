@@ -12,6 +12,7 @@ from typing import Any
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.errors import BatchError, InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult
+from nemodiff_trt.runtime.batch.attempts import begin_attempt, forget_attempts
 from nemodiff_trt.runtime.batch.input_file import RawRow, Shard, read_rows
 from nemodiff_trt.runtime.batch.job import WorkerSetup
 from nemodiff_trt.runtime.batch.parts import Totals, check_part, part_path, write_part
@@ -68,7 +69,9 @@ class ShardWorker:
         rows = read_rows(self._setup.input_path, shard)
         path = part_path(self._setup.output_dir, shard)
         if not path.exists():
+            begin_attempt(path, self._setup.max_attempts)
             write_part(path, self._answers(rows))
+            forget_attempts(path, self._setup.max_attempts)
         totals = check_part(path, rows)
         worker = f"{socket.gethostname()}:{os.getpid()}"
         return ShardReport(shard=shard.index, totals=totals, seconds=time.perf_counter() - begin_s, worker=worker)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,10 +69,15 @@ class BatchArguments(AnswerArguments):
             rich_help_panel=_ON_RAY,
         ),
     ] = None
-    max_restarts: Annotated[
+    max_attempts: Annotated[
         int,
-        typer.Option("--max-restarts", metavar="N", help="Times a worker that died is replaced.", rich_help_panel=_ON_RAY),
-    ] = 3
+        typer.Option(
+            "--max-attempts",
+            metavar="N",
+            help="Times a shard is begun before the job fails, because its workers die.",
+            rich_help_panel=_ON_RAY,
+        ),
+    ] = 4
     as_json: AsJson = False
     num_threads: NumThreads = None
     verify: Verify = True
@@ -106,8 +113,10 @@ def batch(arguments: BatchArguments) -> None:
         max_active=arguments.max_active,
         num_threads=num_threads,
         verify=arguments.verify,
+        max_attempts=arguments.max_attempts,
     )
-    with BatchProgress() as progress:
+    # Ray writes remarks about workers that died to standard output, which is for the result.
+    with BatchProgress() as progress, redirect_stdout(sys.stderr):
         summary = run_batch(setup, arguments.shard_size, execute, merge=arguments.merge, tell=progress.tell)
     _report(arguments, summary)
 
@@ -130,7 +139,6 @@ def _executor(arguments: BatchArguments, is_for_gpu: bool) -> Executor:
         num_workers=arguments.workers,
         address=arguments.ray_address,
         num_gpus=float(is_for_gpu) if arguments.gpus_per_worker is None else arguments.gpus_per_worker,
-        max_restarts=arguments.max_restarts,
     )
 
 
