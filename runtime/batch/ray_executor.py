@@ -1,8 +1,8 @@
 """Many workers through Ray Data: shards are the rows of a dataset that is mapped by a pool of actors, one model each.
 
 Ray Data restarts an actor whose process died and hands its shard out again: at least once, and without end, which is why
-attempts are counted (`attempts`). A worker publishes a part by a rename and leaves a shard alone whose part is there: that makes it
-exactly once.
+attempts are counted (`attempts`). A worker publishes a part by a rename and leaves a shard alone whose part is there, so the
+answers are there exactly once.
 """
 
 from __future__ import annotations
