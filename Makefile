@@ -7,7 +7,7 @@ TRITON_ENV ?= build/triton-env
 # The folders as they are imported once installed: nemodiff_trt and its four subpackages.
 TYPED := build/typing/nemodiff_trt
 
-.PHONY: demo test lint format typecheck bench triton-env triton-test clean
+.PHONY: demo test lint format typecheck bench triton-env triton-test ray-test clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -46,6 +46,10 @@ $(TRITON_ENV)/.installed: Makefile
 triton-test: $(INSTALLED) triton-env
 	$(BIN)/python -m pip install --quiet -e ".[dev,triton]"
 	TRITON_ENV=$(TRITON_ENV) $(BIN)/python -m pytest -m "triton and not slow"
+
+ray-test: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e ".[dev,ray]"
+	$(BIN)/python -m pytest -m ray
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

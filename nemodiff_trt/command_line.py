@@ -84,6 +84,8 @@ def dataclass_command(name: str, arguments: type[Arguments], run: Callable[[Argu
         )
         for field in dataclasses.fields(arguments)  # type: ignore[arg-type]
     ]
+    # In the help, what has to be given comes before what may be, wherever a base class declares it.
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
 
     def command(**values: Any) -> Any:
         return run(arguments(**values))

@@ -51,6 +51,10 @@ class AuditError(NemodiffError):
     """A strict build or inspection found something in a compiled plan that should not be there."""
 
 
+class BatchError(NemodiffError):
+    """A batch job cannot go on: a worker failed, or a file of its folder is not what was written."""
+
+
 class BusyError(NemodiffError):
     """As many requests wait as may. Nothing was queued; the same request may be sent again."""
 

@@ -34,7 +34,6 @@ _MODES: dict[Target, tuple[Mode, ...]] = dict.fromkeys(_PRECISIONS, BUILT_MODES)
 TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)
 # Targets whose engines may hold kernels that the compiler knows nothing of.
 PLUGIN_TARGETS = (Target.TENSORRT, Target.INDUCTOR)
-_GPU_TARGETS = (Target.TENSORRT_RTX, Target.TENSORRT)
 
 
 class WeightStorage(StrEnum):
@@ -127,7 +126,7 @@ class CompileOptions:
         self._check_target_fields()
 
     def _check_target_fields(self) -> None:
-        if self.config is not None and self.target not in _GPU_TARGETS:
+        if self.config is not None and not self.target.is_for_gpu:
             raise InvalidInputError(
                 "config", self.config, f"a checkpoint instead: target {self.target} keeps weights in the bundle"
             )
@@ -135,7 +134,7 @@ class CompileOptions:
         if self.plugins and self.target not in PLUGIN_TARGETS:
             raise InvalidInputError("plugins", True, f"off for target {self.target}, which has none")
         if self.weights is not WeightStorage.SHARED:
-            if self.target not in _GPU_TARGETS:
+            if not self.target.is_for_gpu:
                 raise InvalidInputError("weights", str(self.weights), f"shared for target {self.target}")
             if self.config is not None:
                 raise InvalidInputError("weights", str(self.weights), "shared for a build without a checkpoint")

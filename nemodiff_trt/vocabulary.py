@@ -52,6 +52,11 @@ class Target(StrEnum):
     TENSORRT = "tensorrt"
     INDUCTOR = "inductor"
 
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether its engines run on a GPU; the others run on a CPU."""
+        return self in (Target.TENSORRT_RTX, Target.TENSORRT)
+
 
 class Precision(StrEnum):
     """Number format of weights, activations and cache."""

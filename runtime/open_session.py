@@ -24,7 +24,7 @@ def open_session(bundle: Bundle, num_threads: int | None = None) -> Session:
 
         session: Session = OnnxRuntimeSession.open(bundle, num_threads)
         return session
-    if bundle.manifest.target in (Target.TENSORRT_RTX, Target.TENSORRT):
+    if bundle.manifest.target.is_for_gpu:
         from nemodiff_trt.runtime.kernel_cache import kernel_cache_file
         from nemodiff_trt.runtime.session_tensorrt import TensorRTSession
 

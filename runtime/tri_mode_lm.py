@@ -43,23 +43,30 @@ class TriModeLM:
         self._events: dict[int, deque[StreamEvent]] = {}
 
     @classmethod
-    def from_bundle(cls, path: str | Path, verify: bool = True, num_threads: int | None = None) -> TriModeLM:
+    def from_bundle(
+        cls,
+        path: str | Path,
+        verify: bool = True,
+        num_threads: int | None = None,
+        options: EngineOptions | None = None,
+    ) -> TriModeLM:
         """Open the bundle at `path` and its engines; and the step times beside it, if `nemodiff calibrate` measured them.
 
         Args:
             path: folder that `build_engines` wrote.
             verify: compare the checksum of every file first.
             num_threads: CPU threads a step may use; None for all CPUs of the process.
+            options: limits of the engine loop.
 
         Raises:
             BundleError: a file is missing, altered or unknown, or nothing here runs the bundle's target.
-            InvalidInputError: `num_threads` is not positive.
+            InvalidInputError: `num_threads` is not positive, or `options` exceed what was built.
         """
         bundle = Bundle.open(path, verify=verify)
         session = open_session(bundle, num_threads)
         times = latency_file(bundle.path)
         policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
-        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy)
+        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), options, policy)
 
     def generate(
         self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any

@@ -30,7 +30,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        is_long = any(item.get_closest_marker(name) for name in ("slow", "gpu", "triton"))
+        is_long = any(item.get_closest_marker(name) for name in ("slow", "gpu", "triton", "ray"))
         seconds = folder_timeout_s(item.path.parent.relative_to(_ROOT).as_posix())
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S if is_long else seconds))

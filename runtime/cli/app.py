@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from nemodiff_trt.command_line import dataclass_command
+from nemodiff_trt.runtime.cli.batch import BatchArguments, batch
 from nemodiff_trt.runtime.cli.bind import BindArguments, bind
 from nemodiff_trt.runtime.cli.calibrate import CalibrateArguments, calibrate
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
@@ -27,6 +28,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.command("generate")(dataclass_command("generate", GenerateArguments, generate))
+    app.command("batch")(dataclass_command("batch", BatchArguments, batch))
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
     app.command("serve")(dataclass_command("serve", ServeArguments, serve))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))

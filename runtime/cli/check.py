@@ -43,7 +43,8 @@ def check(arguments: CheckArguments) -> int:
     from nemodiff_trt.bundle import Bundle
     from nemodiff_trt.runtime.cli.open_model import as_chat, open_model
     from nemodiff_trt.runtime.cli.output import write_json
-    from nemodiff_trt.runtime.cli.prompt_source import PromptLine, read_prompts
+    from nemodiff_trt.runtime.cli.prompt_source import read_prompts
+    from nemodiff_trt.runtime.prompts import PromptLine
 
     lines: list[PromptLine] = list(DEFAULT_PROMPTS)
     if arguments.prompt or arguments.prompts_file:

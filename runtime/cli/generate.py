@@ -10,34 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.runtime.cli.options import (
-    DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_MODE,
-    AsJson,
-    BlockLength,
-    BundleDir,
-    MaxNewTokens,
-    ModeName,
-    NumThreads,
-    Threshold,
-    Verify,
-)
-from nemodiff_trt.runtime.cli.sampling_options import SamplingArguments, read_sampling
+from nemodiff_trt.runtime.cli.answer_options import AnswerArguments, read_generation
+from nemodiff_trt.runtime.cli.options import AsJson, BundleDir, NumThreads, Verify
 
 if TYPE_CHECKING:
     from nemodiff_trt.runtime.answer import GenerationResult
     from nemodiff_trt.runtime.options import GenerationOptions
     from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 
-# The stable part of the statistics; the Python API has more.
-STATS_FIELDS = (
-    "new_tokens", "forward_passes", "prefill_passes", "tokens_per_forward", "mean_accepted", "prefill_ms", "decode_ms",
-    "tokens_per_second",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateArguments(SamplingArguments):
+class GenerateArguments(AnswerArguments):
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
@@ -46,29 +29,6 @@ class GenerateArguments(SamplingArguments):
     prompts_file: Annotated[
         str | None,
         typer.Option("--prompts-file", metavar="F", help='One prompt a line: JSON with "prompt" or "messages", or plain text.'),
-    ] = None
-    mode: ModeName = DEFAULT_MODE
-    max_new_tokens: MaxNewTokens = DEFAULT_MAX_NEW_TOKENS
-    block_length: BlockLength = None
-    threshold: Threshold = None
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="diffusion: passes a block, instead of a threshold.")
-    ] = None
-    draft_groups: Annotated[
-        int | None,
-        typer.Option("--draft-groups", metavar="K", help="quadratic: draft for the K most likely lengths of acceptance only."),
-    ] = None
-    num_leaves: Annotated[
-        int, typer.Option("--num-leaves", metavar="N", help="self_speculation: verify N second choices beside a draft.")
-    ] = 0
-    stop: Annotated[list[str] | None, typer.Option("--stop", metavar="T", help="Text that ends an answer; repeatable.")] = None
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")] = False
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Apply the chat template. Default: if the model has one.")
-    ] = None
-    thinking: Annotated[bool, typer.Option("--thinking", help="Open a think section.")] = False
-    max_thinking_tokens: Annotated[
-        int | None, typer.Option("--max-thinking-tokens", metavar="N", help="Close it after N tokens.")
     ] = None
     stream: Annotated[bool, typer.Option("--stream", help="Print text as soon as it is certain.")] = False
     logprobs: Annotated[
@@ -84,26 +44,12 @@ def generate(arguments: GenerateArguments) -> None:
     """Answer prompts, in the order given."""
     from nemodiff_trt.runtime.cli.open_model import as_chat, open_model
     from nemodiff_trt.runtime.cli.prompt_source import read_prompts
-    from nemodiff_trt.runtime.options import GenerationOptions
 
     if arguments.stream and arguments.as_json:
         raise InvalidInputError("stream", True, "one of stream and json")
     if arguments.logprobs is not None and not arguments.as_json:
         raise InvalidInputError("logprobs", arguments.logprobs, "nothing without json, which reports them")
-    options = GenerationOptions(
-        mode=arguments.mode,  # type: ignore[arg-type]
-        max_new_tokens=arguments.max_new_tokens,
-        block_length=arguments.block_length,
-        threshold=arguments.threshold,
-        steps=arguments.steps,
-        draft_groups=arguments.draft_groups,
-        num_leaves=arguments.num_leaves,
-        stop=tuple(arguments.stop or ()),
-        ignore_eos=arguments.ignore_eos,
-        max_thinking_tokens=arguments.max_thinking_tokens,
-        enable_thinking=arguments.thinking,
-        sampling=read_sampling(arguments, arguments.logprobs),
-    )
+    options = read_generation(arguments, arguments.logprobs)
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
     model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
     prompts = as_chat(lines, model, arguments.chat, arguments.thinking)
@@ -146,6 +92,7 @@ def _in_order(model: TriModeLM, prompts: list[Any], options: GenerationOptions) 
 
 def _print_results(results: Iterator[GenerationResult], num_prompts: int, as_json: bool) -> None:
     from nemodiff_trt.runtime.cli.output import notes, stats_line, write, write_json
+    from nemodiff_trt.runtime.result_json import to_json
 
     console = notes()
     for number, result in enumerate(results, start=1):
@@ -156,13 +103,3 @@ def _print_results(results: Iterator[GenerationResult], num_prompts: int, as_jso
             console.print(f"[{number}/{num_prompts}]", style="bold", markup=False)
         write(result.text + "\n")
         console.print(stats_line(result.stats, result.finish_reason), style="dim")
-
-
-def to_json(result: GenerationResult) -> dict[str, Any]:
-    """The documented fields of a result."""
-    content = result.to_dict()
-    content["token_ids"] = list(result.token_ids)
-    content["stats"] = {name: content["stats"][name] for name in STATS_FIELDS}
-    if not result.logprobs:
-        del content["logprobs"]
-    return content

@@ -9,15 +9,12 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.prompts import PromptLine, prompt_of
 
 STDIN = "-"
 ANY_FORM = '--prompt TEXT, --prompts-file FILE or "-" for standard input'
-
-# A text, or the messages of a chat.
-PromptLine = str | list[dict[str, Any]]
 
 
 def read_prompts(prompts: list[str], prompts_file: str | None, source: str | None) -> list[PromptLine]:
@@ -62,10 +59,4 @@ def _parse_line(number: int, line: str) -> PromptLine:
         content = json.loads(line)
     except ValueError as error:
         raise InvalidInputError(f"prompts-file line {number}", line[:40], f"a JSON object or plain text ({error})") from error
-    prompt, messages = content.get("prompt"), content.get("messages")
-    if isinstance(prompt, str) and messages is None:
-        return prompt
-    if isinstance(messages, list) and messages and prompt is None:
-        return messages
-    allowed = 'a text in "prompt" or a list in "messages"'
-    raise InvalidInputError(f"prompts-file line {number}", sorted(content), allowed)
+    return prompt_of(content, f"prompts-file line {number}")

@@ -12,17 +12,18 @@ from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.answer import Answer, StreamEvent
 from nemodiff_trt.runtime.engine.engine_stats import EngineStats
 from nemodiff_trt.runtime.engine.options import EngineOptions
+from nemodiff_trt.runtime.engine.request_checks import RequestChecks
 from nemodiff_trt.runtime.engine.token_engine import TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import Policy
-from nemodiff_trt.runtime.prompts import Prompt, encode_prompt
-from nemodiff_trt.runtime.sequence import FinishReason, Sequence, ThinkingBudget, check_prompt_length
+from nemodiff_trt.runtime.prompts import Prompt
+from nemodiff_trt.runtime.sequence import FinishReason, Sequence, ThinkingBudget
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.runtime.stats import TimedSession
 from nemodiff_trt.runtime.streaming import TextStream
 from nemodiff_trt.tokenizer import Tokenizer
-from nemodiff_trt.vocabulary import Mode, Role
+from nemodiff_trt.vocabulary import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +83,7 @@ class TriModeEngine:
         Raises:
             InvalidInputError: an option is not usable with these engines.
         """
-        options.check_for(self.session.limits, self.session.roles)
-        if options.mode is Mode.AUTO and self._policy is None:
-            allowed = "a fixed mode, because no step times are known: nemodiff calibrate measures them"
-            raise InvalidInputError("mode", str(options.mode), allowed)
-        model = self.session.model
-        options.sampling.check_for(model.vocab_size, model.mask_token_id, self.session.has_logits)
-        if options.num_leaves and not self.session.has_logits:
-            raise InvalidInputError("num_leaves", options.num_leaves, "0: build the engines with --sampling for others")
+        self._checks().check_options(options)
 
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.
@@ -97,12 +91,7 @@ class TriModeEngine:
         Raises:
             InvalidInputError: one of them cannot; `field` names the prompt.
         """
-        self.check_options(options)
-        if options.max_thinking_tokens is not None and self.tokenizer.end_think_token_id is None:
-            raise InvalidInputError("max_thinking_tokens", options.max_thinking_tokens, "nothing: there is no </think> token")
-        text, token_ids = encode_prompt(prompt, field, self.tokenizer, self.session.model, options.enable_thinking)
-        check_prompt_length(len(token_ids), self.session.limits.max_seq_len, field)
-        return text, token_ids
+        return self._checks().check(prompt, options, field)
 
     def submit(
         self,
@@ -197,6 +186,17 @@ class TriModeEngine:
             "reused_prompt_tokens": tokens.num_reused_tokens,
             "decisions": {str(block): count for block, count in sorted(self._policy.decisions.items())} if self._policy else {},
         }
+
+    def _checks(self) -> RequestChecks:
+        session = self.session
+        return RequestChecks(
+            model=session.model,
+            limits=session.limits,
+            roles=session.roles,
+            has_logits=session.has_logits,
+            can_plan=self._policy is not None,
+            tokenizer=self.tokenizer,
+        )
 
     def _expire(self, now_s: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now_s:

@@ -52,7 +52,7 @@ def measure_steps(session: Session, num_repeats: int = 5) -> list[StepTime]:
 
 def device_name(target: Target) -> str:
     """What was measured, in words."""
-    if target in (Target.TENSORRT_RTX, Target.TENSORRT):
+    if target.is_for_gpu:
         import torch
 
         return str(torch.cuda.get_device_name())

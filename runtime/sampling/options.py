@@ -128,6 +128,18 @@ class SamplingOptions:
         return "logprobs" if self.logprobs is not None else None
 
 
+def bias_by_id(value: Mapping[str, float], field: str = "logit_bias") -> dict[int, float]:
+    """A bias as JSON has it, where keys are always texts.
+
+    Raises:
+        InvalidInputError: a key is no integer.
+    """
+    try:
+        return {int(token): bias for token, bias in value.items()}
+    except ValueError as error:
+        raise InvalidInputError(field, list(value), "an object whose keys are token ids") from error
+
+
 def _check_number(
     name: str, value: object, allowed: str, *, low: float, high: float = math.inf, is_low_open: bool = False
 ) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.sampling import Acceptance
+from nemodiff_trt.runtime.sampling.options import bias_by_id
 from nemodiff_trt.runtime.server.errors import invalid
 from nemodiff_trt.vocabulary import Mode
 
@@ -21,14 +22,6 @@ def _as_given(value: Any) -> Any:
 
 def _stop_texts(value: str | list[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _bias_by_id(value: Mapping[str, float]) -> dict[int, float]:
-    """JSON has no other keys than texts."""
-    try:
-        return {int(token): bias for token, bias in value.items()}
-    except ValueError as error:
-        raise InvalidInputError("logit_bias", list(value), "token ids as keys") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,7 @@ OPTION_FIELDS = (
     OptionField("top_p", "top_p", float, "Draw from the fewest tokens whose probabilities reach it in sum."),
     OptionField("presence_penalty", "presence_penalty", float, "Taken off tokens that the answer holds."),
     OptionField("frequency_penalty", "frequency_penalty", float, "Taken off once for each time the answer holds a token."),
-    OptionField("logit_bias", "logit_bias", dict[str, float], "Added to the logits of token ids.", _bias_by_id),
+    OptionField("logit_bias", "logit_bias", dict[str, float], "Added to the logits of token ids.", bias_by_id),
     OptionField("seed", "seed", int, "Makes sampled answers repeatable."),
     # Beyond it.
     OptionField("mode", "mode", str, f"How the model writes: {_MODES}."),

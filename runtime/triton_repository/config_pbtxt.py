@@ -7,9 +7,6 @@ import json
 from nemodiff_trt.bundle import Manifest
 from nemodiff_trt.runtime.triton_repository.fields import Field, inputs, outputs
 from nemodiff_trt.runtime.triton_repository.settings import ServingSettings
-from nemodiff_trt.vocabulary import Target
-
-GPU_TARGETS = frozenset({Target.TENSORRT, Target.TENSORRT_RTX})
 
 
 def config_pbtxt(name: str, manifest: Manifest, settings: ServingSettings) -> str:
@@ -18,7 +15,7 @@ def config_pbtxt(name: str, manifest: Manifest, settings: ServingSettings) -> st
     Batches are made by the engine loop from the requests of all clients, so Triton itself makes none (`max_batch_size` 0) and
     there is one instance: a second one would be a second copy of the model.
     """
-    group = "kind: KIND_GPU count: 1 gpus: [ 0 ]" if manifest.target in GPU_TARGETS else "kind: KIND_CPU count: 1"
+    group = "kind: KIND_GPU count: 1 gpus: [ 0 ]" if manifest.target.is_for_gpu else "kind: KIND_CPU count: 1"
     limits = manifest.limits
     lines = [
         f"# {manifest.target} {manifest.precision}, modes {', '.join(manifest.modes)}. Build {manifest.build_key}.",

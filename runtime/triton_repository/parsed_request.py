@@ -12,6 +12,7 @@ import numpy as np
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.prompts import Prompt
+from nemodiff_trt.runtime.sampling.options import bias_by_id
 from nemodiff_trt.runtime.triton_repository.fields import (
     INPUT_IDS,
     MESSAGES,
@@ -127,14 +128,7 @@ def _item(field: Field, item: Any) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(field.name, _short(text), f"a JSON document ({error})") from error
     # JSON has no other keys than texts; token ids are meant.
-    return _with_integer_keys(field.name, value) if isinstance(value, dict) else value
-
-
-def _with_integer_keys(name: str, value: dict[str, Any]) -> dict[int, Any]:
-    try:
-        return {int(key): item for key, item in value.items()}
-    except ValueError as error:
-        raise InvalidInputError(name, _short(value), "an object whose keys are token ids") from error
+    return bias_by_id(value, field.name) if isinstance(value, dict) else value
 
 
 def _short(value: object) -> str:
