@@ -101,3 +101,10 @@ def roles_for(modes: tuple[Mode, ...]) -> tuple[Role, ...]:
     """Roles needed to serve `modes`, each once, in the order of `Role`."""
     wanted = {role for mode in modes for role in MODE_ROLES[mode]}
     return tuple(role for role in Role if role in wanted)
+
+
+class Objective(StrEnum):
+    """What mode `auto` chooses for: tokens of all requests in a second, or every request's own tokens in a second."""
+
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"

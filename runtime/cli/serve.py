@@ -12,6 +12,7 @@ import typer
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.cli.options import AsJson, BundleDir, NumThreads, Verify
+from nemodiff_trt.vocabulary import Objective
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # As they stand in a request.
@@ -47,6 +48,10 @@ class ServeArguments:
     ] = None
     max_active: Annotated[
         int | None, typer.Option("--max-active", metavar="N", help="Answers written at a time. Default: the built batch.")
+    ] = None
+    objective: Annotated[
+        Objective | None,
+        typer.Option("--objective", help="What mode auto goes for. Default: latency until requests wait, then throughput."),
     ] = None
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", help="Answers that may wait; more are refused with status 429.")
@@ -92,7 +97,7 @@ def serve(arguments: ServeArguments) -> None:
         raise InvalidInputError("max_waiting", arguments.max_waiting, allowed)
     limits = EngineOptions(max_active=arguments.max_active, max_waiting=arguments.max_waiting)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    engine, model = open_engine(arguments.bundle, limits, arguments.num_threads, arguments.verify)
+    engine, model = open_engine(arguments.bundle, limits, arguments.num_threads, arguments.verify, arguments.objective)
     is_open = not is_local and not keys
     address = Address(arguments.host, arguments.port, arguments.drain)
     run_server(engine, model, options, address, lambda url: _tell(url, options.model_name, is_open, arguments.as_json))

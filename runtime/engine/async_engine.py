@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +27,8 @@ class AsyncTriModeEngine:
     def __init__(self, engine: TriModeEngine) -> None:
         """Start. The engine belongs to this object from now on."""
         self._thread = EngineThread(engine)
+        # Long prompts take milliseconds: neither the engine nor the event loop should wait. One thread keeps the order.
+        self._tokenizing = ThreadPoolExecutor(1, "nemodiff-tokenizer")
 
     @property
     def is_alive(self) -> bool:
@@ -57,8 +59,11 @@ class AsyncTriModeEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
+        chosen = options or GenerationOptions()
+        self._thread.check_alive()
+        checked = await loop.run_in_executor(self._tokenizing, self._thread.check, prompt, chosen)
         submitted = self._thread.submit(
-            prompt, options or GenerationOptions(), Listener(put, put), priority=priority, timeout_s=timeout_s, index=index
+            checked, chosen, Listener(put, put), priority=priority, timeout_s=timeout_s, index=index
         )
         is_done = False
         try:
@@ -106,6 +111,7 @@ class AsyncTriModeEngine:
     async def close(self) -> None:
         """Stop at once. Streams that are not finished raise `EngineStoppedError`."""
         await asyncio.to_thread(self._thread.close)
+        self._tokenizing.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self

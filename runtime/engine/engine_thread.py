@@ -31,7 +31,7 @@ class Listener:
 
 
 class EngineThread:
-    """Owns an engine: nobody else may touch it while the thread runs.
+    """Owns an engine: while the thread runs, nobody else may touch it, `check` aside, which changes nothing.
 
     An engine run that fails ends all requests with the error, because what the cache holds is unknown then, and the thread:
     later requests are refused with the same reason.
@@ -53,9 +53,23 @@ class EngineThread:
         """Whether requests are taken: false from `close`, or from an engine run that failed, on."""
         return not self._is_closing
 
+    def check_alive(self) -> None:
+        """Refuse requests that can only fail.
+
+        Raises:
+            EngineStoppedError: the engine was closed, or a run failed.
+        """
+        with self._wake:
+            if self._is_closing:
+                raise self._stopped()
+
+    def check(self, prompt: Prompt, options: GenerationOptions) -> tuple[str, list[int]]:
+        """Text and token ids of a prompt, see `TriModeEngine.check`. Runs on the caller's thread: the engine goes on."""
+        return self._engine.check(prompt, options)
+
     def submit(
         self,
-        prompt: Prompt,
+        prompt: tuple[str, list[int]],
         options: GenerationOptions,
         listener: Listener,
         *,
@@ -63,10 +77,10 @@ class EngineThread:
         timeout_s: float | None = None,
         index: int = 0,
     ) -> Future[int]:
-        """Queue a request; the future has its number, or the error `TriModeEngine.submit` raised."""
+        """Queue what `check` returned; the future has the request's number, or the error `TriModeEngine.submit` raised."""
 
         def command() -> int:
-            number = self._engine.submit(prompt, options, priority=priority, timeout_s=timeout_s, index=index)
+            number = self._engine.submit_checked(prompt, options, priority, timeout_s, index=index)
             self._listeners[number] = listener
             return number
 
@@ -105,11 +119,14 @@ class EngineThread:
 
         with self._wake:
             if self._is_closing:
-                future.set_exception(self._failure or EngineStoppedError("the engine was stopped"))
+                future.set_exception(self._stopped())
                 return future
             self._commands.append(command)
             self._wake.notify()
         return future
+
+    def _stopped(self) -> NemodiffError:
+        return self._failure or EngineStoppedError("the engine was stopped")
 
     def _loop(self) -> None:
         try:
@@ -138,7 +155,7 @@ class EngineThread:
             self._is_closing = True
             if cause is not None:
                 self._failure = EngineStoppedError(f"the engine stopped: {str(cause) or type(cause).__name__}")
-            error = self._failure or EngineStoppedError("the engine was stopped")
+            error = self._stopped()
         # Nothing is appended any more. What was called for before still gets its answer, a request then its error.
         while self._commands:
             self._commands.popleft()()

@@ -119,8 +119,6 @@ class TriModeEngine:
             BusyError: too many requests wait.
         """
         chosen = options or GenerationOptions()
-        if timeout_s is not None and not 0 < timeout_s < float("inf"):
-            raise InvalidInputError("timeout_s", timeout_s, "a positive number of seconds")
         return self.submit_checked(self.check(prompt, chosen), chosen, priority, timeout_s, stream_text, index)
 
     def submit_checked(
@@ -133,6 +131,8 @@ class TriModeEngine:
         index: int = 0,
     ) -> int:
         """Queue what `check` returned; everything else as for `submit`."""
+        if timeout_s is not None and not 0 < timeout_s < float("inf"):
+            raise InvalidInputError("timeout_s", timeout_s, "a positive number of seconds")
         text, token_ids = prompt
         self._tokens.check_room()
         thinking, end_think = None, self.tokenizer.end_think_token_id

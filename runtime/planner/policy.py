@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from enum import StrEnum
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
-from nemodiff_trt.vocabulary import Role
+from nemodiff_trt.vocabulary import Objective, Role
 
 # A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
 MIN_GAIN = 0.04
@@ -29,13 +28,6 @@ _HISTORY_STEP = 128
 _MAX_TABLES = 256
 
 _log = logging.getLogger(__name__)
-
-
-class Objective(StrEnum):
-    """What is chosen for: tokens of all requests in a second, or every request's own tokens in a second."""
-
-    THROUGHPUT = "throughput"
-    LATENCY = "latency"
 
 
 class Policy:

@@ -33,6 +33,7 @@ _ENGINE_METRICS = {
 _ENGINE_COUNTS = {
     "request_runs_total": ("role", "Engine runs by role, counted for every request that took part.", "request_runs"),
     "requests_total": ("reason", "Finished requests by reason.", "finished"),
+    "auto_cycles_total": ("block_length", "Cycles of requests in mode auto by block length; 1 is ar.", "decisions"),
 }
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
-from nemodiff_trt.runtime.planner import LatencyModel, Policy
-from nemodiff_trt.runtime.planner.latency_model import latency_file
+from nemodiff_trt.runtime.planner import open_policy
 from nemodiff_trt.runtime.server.served_model import ServedModel
 from nemodiff_trt.tokenizer import Tokenizer
+from nemodiff_trt.vocabulary import Objective
 
 
 def open_engine(
-    bundle_dir: Path, options: EngineOptions, num_threads: int | None, verify: bool
+    bundle_dir: Path, options: EngineOptions, num_threads: int | None, verify: bool, objective: Objective | None = None
 ) -> tuple[TriModeEngine, ServedModel]:
     """Engine of the bundle, which plans mode `auto` by the step times beside it where these were measured; and its facts.
 
@@ -24,7 +24,6 @@ def open_engine(
     """
     bundle = Bundle.open(bundle_dir, verify=verify)
     session = open_session(bundle, num_threads)
-    times = latency_file(bundle.path)
-    policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+    policy = open_policy(bundle.path, session, objective)
     engine = TriModeEngine(session, Tokenizer.from_dir(bundle.tokenizer_dir), options, policy=policy)
     return engine, ServedModel.of(engine, bundle.manifest.build_key, can_plan=policy is not None)

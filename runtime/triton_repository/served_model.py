@@ -17,8 +17,7 @@ from nemodiff_trt.runtime.answer import StreamEvent
 from nemodiff_trt.runtime.engine import EngineThread, Listener, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import IMPLEMENTED_MODES, GenerationOptions
-from nemodiff_trt.runtime.planner import LatencyModel, Policy
-from nemodiff_trt.runtime.planner.latency_model import latency_file
+from nemodiff_trt.runtime.planner import open_policy
 from nemodiff_trt.runtime.sequence import FinishReason
 from nemodiff_trt.runtime.triton_repository.fields import LOGPROBS_OUTPUT
 from nemodiff_trt.runtime.triton_repository.parsed_request import RequestParser
@@ -78,8 +77,7 @@ class ServedModel:
         is_text = settings.variant is Variant.TEXT
         tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir) if is_text else TokenOnly(settings.end_think_token_id)
         session = open_session(bundle, settings.num_threads)
-        times = latency_file(bundle.path)
-        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        policy = open_policy(bundle.path, session)
         engine = TriModeEngine(session, tokenizer, settings.engine, policy=policy)
         return cls(backend, engine, settings, {"model": arguments["model_name"], "version": arguments["model_version"]})
 
@@ -97,9 +95,14 @@ class ServedModel:
             if parsed.options.sampling.logprobs is None:
                 wanted -= {LOGPROBS_OUTPUT}
             stream = self._sender.open(sender, wanted, parsed.prompt_name, parsed.is_streamed)
+            try:
+                checked = self._engine.check(parsed.prompt, parsed.options)
+            except InvalidInputError as error:
+                stream.fail(error)
+                continue
             listener = Listener(stream.add, stream.fail)
             stream.number = self._engine.submit(
-                parsed.prompt, parsed.options, listener, priority=parsed.priority, timeout_s=parsed.timeout_s
+                checked, parsed.options, listener, priority=parsed.priority, timeout_s=parsed.timeout_s
             )
             stream.number.add_done_callback(_report_refusal(stream))
 

@@ -22,6 +22,7 @@ TOTALS: Mapping[str, tuple[str, str]] = {
 LABELLED_TOTALS: Mapping[str, tuple[str, str, str]] = {
     "requests_total": ("finished", "reason", "Finished requests by reason"),
     "request_runs_total": ("request_runs", "role", "Engine runs by role, one for every request that took part"),
+    "auto_cycles_total": ("decisions", "block_length", "Cycles of requests in mode auto by block length; 1 is ar"),
     "verify_runs_total": ("accepted", "accepted", "Verify runs of speculating requests by number of accepted drafts"),
 }
 GAUGES: Mapping[str, tuple[str, str]] = {

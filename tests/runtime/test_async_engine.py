@@ -53,7 +53,8 @@ def test_many_streams_at_once(engine: TriModeEngine) -> None:
         threads = threading.active_count()
         async with AsyncTriModeEngine(engine) as serving:
             await asyncio.gather(*(one(serving, 1 + size % 40) for size in range(100)))
-            assert threading.active_count() <= threads + 1
+            # The engine's, and the one that tokenises.
+            assert threading.active_count() <= threads + 2
             assert (await serving.stats())["finished"] == {"length": 100}
         assert not serving.is_alive
 

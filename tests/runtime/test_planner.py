@@ -18,7 +18,6 @@ from nemodiff_trt.runtime.planner import (
     AcceptanceModel,
     Choice,
     LatencyModel,
-    Objective,
     PlannedRequest,
     Policy,
     Step,
@@ -31,7 +30,7 @@ from nemodiff_trt.runtime.planner.policy import PROBE_CYCLES
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session_eager import EagerSession
-from nemodiff_trt.vocabulary import Mode, Role
+from nemodiff_trt.vocabulary import Mode, Objective, Role
 from support.checkpoints import random_decoder, tiny_config
 from support.decoding import NO_REUSE, Request, expected_ar
 from support.scripted_session import ScriptedSession, guess_from, random_text
