@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemodiff_trt.runtime.cli import main
+from nemodiff_trt.command_line import run_app
+from nemodiff_trt.runtime.cli.app import build_app
 from nemodiff_trt.runtime.speed_of_light import Compaction, Denoise, SerialTrajectory, compact, greedy_bound, serial_denoise
 from nemodiff_trt.runtime.speed_of_light.serial import SpecialTokens
 
 MASK, EOS = 99, 1
+
+
+def nemodiff(*arguments: str) -> int:
+    return run_app(build_app(), "nemodiff", arguments)
 
 
 def arbitrary_denoiser(seed: int, num_tokens: int, stability: int) -> Denoise:
@@ -151,7 +156,7 @@ def test_the_command_writes_figures_and_picture(
     prompts.write_text("one two\nthree\n")
     command = ["sol", "--bundle", str(tiny_bundle_dir), "--prompts-file", str(prompts), "--max-new-tokens", "12"]
     lengths = ["--block-length", "4", "--block-length", "8", "--threshold", "0.9"]
-    assert main([*command, *lengths, "--output", str(output), "--plot", str(picture)]) == 0
+    assert nemodiff(*command, *lengths, "--output", str(output), "--plot", str(picture)) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["compaction_equals_serial"] is True
     written = json.loads(output.read_text())
@@ -164,7 +169,7 @@ def test_the_command_writes_figures_and_picture(
 
 
 def test_bad_input_is_refused_before_anything_runs(tiny_bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sol", "--bundle", str(tiny_bundle_dir), "--block-length", "64"]) == 2
+    assert nemodiff("sol", "--bundle", str(tiny_bundle_dir), "--block-length", "64") == 2
     assert "block_length: got 64" in capsys.readouterr().err
-    assert main(["sol", "--bundle", str(tiny_bundle_dir), "--plot", "x.pdf"]) == 2
+    assert nemodiff("sol", "--bundle", str(tiny_bundle_dir), "--plot", "x.pdf") == 2
     assert "plot: got 'x.pdf'" in capsys.readouterr().err
