@@ -120,11 +120,12 @@ class _Answer:
 def _mode_rows(way: str, options: GenerationOptions, answers: Sequence[_Answer]) -> list[StudyRow]:
     block_length = options.block_length
     assert block_length is not None
-    count = diffusion_totals if options.mode is Mode.DIFFUSION else speculation_totals
+    is_diffusion = options.mode is Mode.DIFFUSION
     rows = []
     for category in (ALL, *dict.fromkeys(answer.category for answer in answers)):
         chosen = [answer for answer in answers if category in (ALL, answer.category)]
-        totals = count([answer.result for answer in chosen], block_length)
+        results = [answer.result for answer in chosen]
+        totals = diffusion_totals(results, block_length) if is_diffusion else speculation_totals(results)
         share = sum(answer.is_target for answer in chosen) / len(chosen)
         rows.append(StudyRow(way, block_length, category, totals.acceptance, totals.tokens_per_forward, share))
     return rows

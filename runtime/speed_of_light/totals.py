@@ -103,7 +103,7 @@ def diffusion_totals(results: Sequence[GenerationResult], block_length: int) -> 
     return Totals(later - refreshes, forwards - refreshes, refreshes)
 
 
-def speculation_totals(results: Sequence[GenerationResult], block_length: int) -> SpeculationTotals:  # noqa: ARG001
+def speculation_totals(results: Sequence[GenerationResult]) -> SpeculationTotals:
     """Counts of answers of mode self_speculation that drafts in one pass."""
     tokens = sum(result.stats.new_tokens - 1 for result in results)
     return SpeculationTotals(tokens, sum(result.stats.forward_passes for result in results))

@@ -173,3 +173,20 @@ def test_bad_input_is_refused_before_anything_runs(tiny_bundle_dir: Path, capsys
     assert "block_length: got 64" in capsys.readouterr().err
     assert nemodiff("sol", "--bundle", str(tiny_bundle_dir), "--plot", "x.pdf") == 2
     assert "plot: got 'x.pdf'" in capsys.readouterr().err
+
+
+def test_a_compaction_that_misses_the_target_ends_the_run(
+    tiny_bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(
+        denoise: Denoise, block: np.ndarray, trajectory: SerialTrajectory, special: SpecialTokens, budget: int
+    ) -> Compaction:
+        return Compaction((), block, simulated_forwards=0, is_over_budget=False)
+
+    monkeypatch.setattr("nemodiff_trt.runtime.speed_of_light.answer.compact", wrong)
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "figures.json"
+    prompts.write_text("one two")
+    command = ("sol", "--bundle", str(tiny_bundle_dir), "--prompts-file", str(prompts), "--block-length", "8")
+    assert nemodiff(*command, "--output", str(output)) == 1
+    assert "compaction ended in" in capsys.readouterr().err
+    assert not output.exists()
