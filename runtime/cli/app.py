@@ -14,6 +14,7 @@ from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.serve import ServeArguments, serve
+from nemodiff_trt.runtime.cli.sol import SolArguments, sol
 from nemodiff_trt.runtime.cli.train import train
 from nemodiff_trt.runtime.cli.triton_repo import TritonRepoArguments, triton_repo
 
@@ -36,6 +37,7 @@ def build_app() -> typer.Typer:
     app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))
+    app.command("sol")(dataclass_command("sol", SolArguments, sol))
     app.command("triton-repo")(dataclass_command("triton_repo", TritonRepoArguments, triton_repo))
     # The arguments belong to the training commands, which parse them (and --help) once they are loaded.
     app.command(
