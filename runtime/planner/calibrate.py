@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,8 +31,11 @@ def steps_to_measure(session: Session) -> Iterator[Step]:
                 yield Step(role, batch, step, float(history))
 
 
-def measure_steps(session: Session, num_repeats: int = 5) -> list[StepTime]:
-    """Median time of every step of `steps_to_measure`, which take turns, so that a slow phase of the machine hits all."""
+def measure_steps(session: Session, num_repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> list[StepTime]:
+    """Median time of every step of `steps_to_measure`, which take turns, so that a slow phase of the machine hits all.
+
+    `clock` is in seconds.
+    """
     cache = session.create_cache(session.limits.max_batch_size)
     generator = np.random.default_rng(0)
     steps = list(steps_to_measure(session))
@@ -42,11 +45,11 @@ def measure_steps(session: Session, num_repeats: int = 5) -> list[StepTime]:
             ids = generator.integers(0, session.model.vocab_size, (step.batch, step.step))
             rows = cache.rows(0, step.batch)
             rows.length[:] = int(step.history)
-            begin = time.perf_counter()
+            begin = clock()
             session.run(step.role, ids, rows)
             # The first round allocates, binds and warms up.
             if repeat:
-                times[step].append((time.perf_counter() - begin) * 1e3)
+                times[step].append((clock() - begin) * 1e3)
     return [StepTime(step, statistics.median(measured)) for step, measured in times.items()]
 
 
