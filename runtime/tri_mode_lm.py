@@ -14,8 +14,8 @@ from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import LatencyModel, Policy
-from nemodiff_trt.runtime.planner.latency_model import latency_file
+from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.planner.latency_model import measured_latency
 from nemodiff_trt.runtime.prompts import Prompt, is_single_prompt
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.tokenizer import Tokenizer
@@ -57,8 +57,8 @@ class TriModeLM:
         """
         bundle = Bundle.open(path, verify=verify)
         session = open_session(bundle, num_threads)
-        times = latency_file(bundle.path)
-        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        latency = measured_latency(bundle.path)
+        policy = Policy.for_session(session, latency) if latency is not None else None
         return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy)
 
     def generate(

@@ -7,8 +7,8 @@ from pathlib import Path
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
-from nemodiff_trt.runtime.planner import LatencyModel, Policy
-from nemodiff_trt.runtime.planner.latency_model import latency_file
+from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.planner.latency_model import measured_latency
 from nemodiff_trt.runtime.server.served_model import ServedModel
 from nemodiff_trt.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ def open_engine(
     """
     bundle = Bundle.open(bundle_dir, verify=verify)
     session = open_session(bundle, num_threads)
-    times = latency_file(bundle.path)
-    policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+    latency = measured_latency(bundle.path)
+    policy = Policy.for_session(session, latency) if latency is not None else None
     engine = TriModeEngine(session, Tokenizer.from_dir(bundle.tokenizer_dir), options, policy=policy)
     return engine, ServedModel.of(engine, bundle.manifest.build_key, can_plan=policy is not None)

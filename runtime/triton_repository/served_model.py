@@ -17,8 +17,8 @@ from nemodiff_trt.runtime.answer import StreamEvent
 from nemodiff_trt.runtime.engine import EngineThread, Listener, TriModeEngine
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import IMPLEMENTED_MODES, GenerationOptions
-from nemodiff_trt.runtime.planner import LatencyModel, Policy
-from nemodiff_trt.runtime.planner.latency_model import latency_file
+from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.planner.latency_model import measured_latency
 from nemodiff_trt.runtime.sequence import FinishReason
 from nemodiff_trt.runtime.triton_repository.fields import LOGPROBS_OUTPUT
 from nemodiff_trt.runtime.triton_repository.parsed_request import RequestParser
@@ -78,8 +78,8 @@ class ServedModel:
         is_text = settings.variant is Variant.TEXT
         tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir) if is_text else TokenOnly(settings.end_think_token_id)
         session = open_session(bundle, settings.num_threads)
-        times = latency_file(bundle.path)
-        policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
+        latency = measured_latency(bundle.path)
+        policy = Policy.for_session(session, latency) if latency is not None else None
         engine = TriModeEngine(session, tokenizer, settings.engine, policy=policy)
         return cls(backend, engine, settings, {"model": arguments["model_name"], "version": arguments["model_version"]})
 
