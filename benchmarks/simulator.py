@@ -1,9 +1,10 @@
-"""The simulator against the engine it simulates: nemodiff-tiny on this machine's CPU, step times and acceptance of the same run.
+"""The simulator against the engine it simulates: nemodiff-tiny on this machine's CPU.
 
 Three traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts. Step
 times, acceptance by category and the cost of the loop are measured on other requests first; rates follow from the capacity that
 the simulation predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
-would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is missed.
+would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is
+missed.
 """
 
 from __future__ import annotations
@@ -53,8 +54,19 @@ BLOCK_LENGTH, MAX_BATCH_SIZE, MAX_SEQ_LEN, PREFILL_CHUNK = 16, 8, 512, 64
 # Of the capacity, so that requests wait at times and queues do not grow.
 UTILIZATION = 0.6
 NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
-# B200: means of the published runs, and what a host needs to launch a step and to handle a request in it.
-B200_HISTORY, B200_OUTPUT = 500, 500
+
+# B200: prompts and answers about as long as those the step times were taken at.
+B200_PROMPT, B200_OUTPUT = 500, 500
+# SPEED-Bench, 8B with adapter: 6.82 tokens a cycle at 32 (technical report, table 10), one share for all positions.
+SPEED_BENCH_TOKENS = {32: 6.82}
+# What serves: cost of the loop, and mean tokens a cycle.
+B200_CASES: dict[str, tuple[LoopCost, dict[int, float]]] = {
+    "engine only": (LoopCost(), PUBLISHED_TOKENS),
+    "0.2 ms a row": (LoopCost(row_ms=0.2), PUBLISHED_TOKENS),
+    "0.02 ms a step token": (LoopCost(token_ms=0.02), PUBLISHED_TOKENS),
+    "0.05 ms a step token": (LoopCost(token_ms=0.05), PUBLISHED_TOKENS),
+    "SPEED-Bench acceptance": (LoopCost(), SPEED_BENCH_TOKENS),
+}
 
 Prompts = dict[str, list[list[int]]]
 
@@ -124,8 +136,12 @@ def calibrate_loop(real: Real, texts: Prompts) -> tuple[dict[str, AcceptanceProf
             outside_ms.append((stats["step_s"] - stats["engine_s"]) * 1e3)
         cycles = {int(accepted): count for accepted, count in stats["accepted"].items()}
         acceptance[category] = AcceptanceProfile.from_histogram(cycles, BLOCK_LENGTH)
-    terms = np.linalg.lstsq(np.array(rows, float), np.array(outside_ms), rcond=None)[0]
-    return acceptance, LoopCost(*np.maximum(terms, 0).tolist())
+    counts, times = np.array(rows, float), np.array(outside_ms)
+    run_ms, row_ms = np.linalg.lstsq(counts, times, rcond=None)[0].tolist()
+    if min(run_ms, row_ms) < 0:
+        # Neither may be negative; then one of them tells it all.
+        run_ms, row_ms = (times.sum() / counts[:, 0].sum(), 0.0) if row_ms < 0 else (0.0, times.sum() / counts[:, 1].sum())
+    return acceptance, LoopCost(float(run_ms), float(row_ms))
 
 
 def traces(texts: Prompts, deployment: Deployment, count: int) -> dict[str, tuple[list[TraceRequest], list[list[int]]]]:
@@ -164,22 +180,18 @@ def b200_form(path: Path, console: Console) -> dict[str, Any]:
     roles = {**fitted.roles, Role.DECODE: fitted.roles[Role.VERIFY], Role.PREFILL: fitted.roles[Role.VERIFY]}
     latency = LatencyModel(fitted.device, False, roles)
     chosen: dict[str, dict[int, int]] = {}
-    for name, cost in {
-        "engine only": LoopCost(),
-        "1 ms a run, 0.05 a row": LoopCost(1.0, 0.05),
-        "0.2 ms a row": LoopCost(1.0, 0.2),
-    }.items():
+    for name, (cost, tokens) in B200_CASES.items():
         chosen[name] = {}
         for concurrency in PUBLISHED_PAIRS:
             trace = [
-                TraceRequest(arrival_s=0.0, prompt_tokens=B200_HISTORY, output_tokens=B200_OUTPUT) for _ in range(concurrency)
+                TraceRequest(arrival_s=0.0, prompt_tokens=B200_PROMPT, output_tokens=B200_OUTPUT) for _ in range(concurrency)
             ]
             speeds = {}
             for length in PUBLISHED_TOKENS:
                 deployment = Deployment(
                     latency=latency,
                     limits=Limits(128, 4096, 32, 512),
-                    acceptance={"all": AcceptanceProfile.from_means(PUBLISHED_TOKENS)},
+                    acceptance={"all": AcceptanceProfile.from_means(tokens)},
                     mode=Mode.SELF_SPECULATION,
                     block_length=length,
                     loop_cost=cost,

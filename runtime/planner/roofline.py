@@ -12,7 +12,7 @@ from nemodiff_trt.plugins.gpus import PRODUCTS, Gpu
 from nemodiff_trt.runtime.planner.latency_model import Coefficients, LatencyModel
 from nemodiff_trt.vocabulary import Precision, Role
 
-# Assumed, not fitted to any measurement: shares of the peaks that a step reaches, kernels a layer, milliseconds a kernel in a graph.
+# Assumed, not fitted to any measurement: shares of the peaks that a step reaches, kernels a layer, milliseconds a kernel.
 BANDWIDTH_SHARE, ARITHMETIC_SHARE = 0.8, 0.6
 LAUNCHES_PER_LAYER, LAUNCH_MS = 10, 0.002
 # Bytes of a weight of the layers: an NVFP4 block of 16 carries one byte of scale.

@@ -1,6 +1,7 @@
 """How many drafts a simulated verification accepts.
 
-As in the planner, position i of a block is accepted with a probability given that all before it were, whatever the block length.
+As in the planner, a position of a block is accepted with a probability given that all before it were, whatever the length
+of the block.
 """
 
 from __future__ import annotations

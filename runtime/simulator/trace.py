@@ -41,11 +41,11 @@ class TraceRequest:
 
     def __post_init__(self) -> None:
         arrival = self.arrival_s
-        if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not 0 <= arrival < math.inf:
+        if type(arrival) not in (int, float) or not 0 <= arrival < math.inf:
             raise InvalidInputError("arrival_s", arrival, "a finite number of seconds, 0 or more")
         for name in ("prompt_tokens", "output_tokens"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InvalidInputError(name, value, "an integer of at least 1")
         if not isinstance(self.category, str):
             raise InvalidInputError("category", self.category, "a text")
@@ -97,9 +97,8 @@ def _request(line: str, place: str) -> TraceRequest:
         raise InvalidInputError(place, line[:80], f"a JSON object ({error})") from error
     required = {"arrival_s", "prompt_tokens", "output_tokens"}
     if not isinstance(content, dict) or not required <= content.keys() <= set(_FIELDS):
-        raise InvalidInputError(
-            place, line[:80], f"an object with {', '.join(sorted(required))}, and optionally category, mode"
-        )
+        allowed = f"an object with {', '.join(sorted(required))}, and optionally category, mode"
+        raise InvalidInputError(place, line[:80], allowed)
     mode = content.get("mode")
     if mode is not None:
         if mode not in [str(allowed) for allowed in SIMULATED_MODES]:
