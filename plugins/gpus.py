@@ -9,20 +9,34 @@ from nemodiff_trt.plugins.triton_build import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One product of a compute capability: peak memory bandwidth, peak dense bf16 rate, shared memory a program may use."""
+    """One product: peak memory bandwidth, peak dense rates with fp32 sums, shared memory a program may use.
+
+    `teraflops` is the rate of bf16; None stands for a format without tensor cores of its own.
+    """
 
     name: str
     gigabytes_per_s: float
     teraflops: float
     shared_bytes: int
+    fp8_teraflops: float | None = None
+    fp4_teraflops: float | None = None
 
 
-# Compute capability without the dot -> GPU. Vendor's data sheets.
+# Vendor's data sheets; where those give sparse rates, half of them. RTX 5090: architecture paper of GeForce Blackwell, whose
+# bf16 and fp8 rates with fp32 sums are half of those with fp16 sums.
+PRODUCTS: dict[str, Gpu] = {
+    "h100": Gpu("H100 SXM", 3350, 989, 232_448, 1979),
+    "b200": Gpu("B200", 8000, 2250, 232_448, 4500, 9000),
+    "rtx-pro-6000": Gpu("RTX PRO 6000 Blackwell", 1792, 503, 101_376, 1007, 2015),
+    "rtx-5090": Gpu("GeForce RTX 5090", 1792, 209.5, 101_376, 419, 1676),
+    "dgx-spark": Gpu("DGX Spark (GB10)", 273, 125, 101_376, 250, 500),
+}
+# Compute capability without the dot -> the product that predictions for it are about.
 GPUS: dict[int, Gpu] = {
-    90: Gpu("H100 SXM", 3350, 989, 232_448),
-    100: Gpu("B200", 8000, 2250, 232_448),
-    120: Gpu("RTX PRO 6000 Blackwell", 1792, 503, 101_376),
-    121: Gpu("DGX Spark (GB10)", 273, 125, 101_376),
+    90: PRODUCTS["h100"],
+    100: PRODUCTS["b200"],
+    120: PRODUCTS["rtx-pro-6000"],
+    121: PRODUCTS["dgx-spark"],
 }
 
 

@@ -14,6 +14,7 @@ from nemodiff_trt.runtime.cli.export_hf import ExportArguments, export
 from nemodiff_trt.runtime.cli.generate import GenerateArguments, generate
 from nemodiff_trt.runtime.cli.inspect import inspect
 from nemodiff_trt.runtime.cli.serve import ServeArguments, serve
+from nemodiff_trt.runtime.cli.simulate import SimulateArguments, simulate
 from nemodiff_trt.runtime.cli.sol import SolArguments, sol
 from nemodiff_trt.runtime.cli.train import train
 from nemodiff_trt.runtime.cli.triton_repo import TritonRepoArguments, triton_repo
@@ -34,6 +35,7 @@ def build_app() -> typer.Typer:
     app.command("serve")(dataclass_command("serve", ServeArguments, serve))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
     app.command("calibrate")(dataclass_command("calibrate", CalibrateArguments, calibrate))
+    app.command("simulate")(dataclass_command("simulate", SimulateArguments, simulate))
     app.command("export-hf")(dataclass_command("export-hf", ExportArguments, export))
     app.command("inspect")(inspect)
     app.command("check")(dataclass_command("check", CheckArguments, check))

@@ -15,8 +15,8 @@ from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step, StepT
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Role, Target
 
-# Roles that a choice is made between.
-_ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY)
+# Roles that a choice is made between, and prefill, which a simulation needs as well.
+_ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY, Role.PREFILL)
 
 
 def steps_to_measure(session: Session) -> Iterator[Step]:
@@ -28,7 +28,9 @@ def steps_to_measure(session: Session) -> Iterator[Step]:
             longest = limits.longest_step(role)
             steps = _powers(4, longest) if longest > 1 else [1]
             for batch, step, history in itertools.product(_powers(1, limits.max_batch_size), steps, histories):
-                yield Step(role, batch, step, float(history))
+                # A chunk of prefill may be as long as the cache.
+                if history + step <= limits.cache_capacity:
+                    yield Step(role, batch, step, float(history))
 
 
 def measure_steps(session: Session, num_repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> list[StepTime]:
@@ -45,8 +47,9 @@ def measure_steps(session: Session, num_repeats: int = 5, clock: Callable[[], fl
             ids = generator.integers(0, session.model.vocab_size, (step.batch, step.step))
             rows = cache.rows(0, step.batch)
             rows.length[:] = int(step.history)
+            last_index = np.full(step.batch, step.step - 1) if step.role is Role.PREFILL else None
             begin = clock()
-            session.run(step.role, ids, rows)
+            session.run(step.role, ids, rows, last_index)
             # The first round allocates, binds and warms up.
             if repeat:
                 times[step].append((clock() - begin) * 1e3)

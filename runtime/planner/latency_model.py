@@ -132,6 +132,23 @@ def latency_file(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.latency.json")
 
 
+def measured_latency(bundle: Path) -> LatencyModel | None:
+    """Step times measured for a bundle; None where there are none.
+
+    Raises:
+        BundleError: the file is damaged, or holds a prediction, which mode `auto` does not choose by.
+    """
+    path = latency_file(bundle)
+    if not path.exists():
+        return None
+    model = LatencyModel.read(path)
+    if model.is_prediction:
+        raise BundleError(
+            f"{path}: a prediction for {model.device}, and mode auto chooses by measured times; run nemodiff calibrate"
+        )
+    return model
+
+
 def _fit(role: Role, times: list[StepTime]) -> Coefficients:
     terms = np.array([_terms(time.step) for time in times])
     if len(times) < terms.shape[1]:

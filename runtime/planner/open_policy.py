@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nemodiff_trt.runtime.planner.latency_model import LatencyModel, latency_file
+from nemodiff_trt.runtime.planner.latency_model import measured_latency
 from nemodiff_trt.runtime.planner.policy import Policy
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective
@@ -16,5 +16,5 @@ def open_policy(bundle: Path, session: Session, objective: Objective | None = No
     Raises:
         BundleError: the file is there and cannot be used.
     """
-    times = latency_file(bundle)
-    return Policy.for_session(session, LatencyModel.read(times), objective) if times.exists() else None
+    latency = measured_latency(bundle)
+    return Policy.for_session(session, latency, objective) if latency is not None else None
