@@ -13,11 +13,9 @@ from nemodiff_trt.errors import CheckpointError
 from nemodiff_trt.quantization.formats import (
     Fp8Tensor,
     Nvfp4Tensor,
-    amax_of,
-    fp8_scale,
-    nvfp4_global_scale,
-    pack_fp8,
-    pack_nvfp4,
+    joint_amax,
+    pack,
+    scale_of,
 )
 from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear
 from nemodiff_trt.quantization.recipe import WeightScales, layer_of
@@ -25,7 +23,6 @@ from nemodiff_trt.vocabulary import LinearFormat
 
 # FP8 rows that are widened to fp32 at a time.
 _ROWS = 1024
-_SCALE_OF = {LinearFormat.FP8: fp8_scale, LinearFormat.NVFP4: nvfp4_global_scale}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +79,19 @@ class MatrixEncoder:
         if encoding.is_input_scale:
             names = layout.sources if layout.combine is Combine.CONCAT else layout.sources[:1]
             amax = max(self._scales.input_amax(layer_of(name)) for name in names)
-            yield _SCALE_OF[form](torch.tensor(amax)).reshape(1)
+            yield scale_of(form, torch.tensor(amax)).reshape(1)
             return
         key = (*layout.sources, layout.combine)
         if key not in self._amax:
-            self._amax[key] = torch.stack([amax_of(source) for source in sources]).max()
+            self._amax[key] = joint_amax(sources)
         amax_of_all = self._amax[key]
         if encoding in (Encoding.FP8_WEIGHT_SCALE, Encoding.NVFP4_WEIGHT_SCALE):
-            yield _SCALE_OF[form](amax_of_all).reshape(1)
+            yield scale_of(form, amax_of_all).reshape(1)
             return
         yield from _matrix_blocks(layout, (self._pack(form, source, amax_of_all) for source in sources))
 
     def _pack(self, form: LinearFormat, source: Tensor, amax: Tensor) -> Fp8Tensor | Nvfp4Tensor:
-        if form is LinearFormat.FP8:
-            return pack_fp8(source, amax)
-        return pack_nvfp4(source, amax, least_error=self._scales.weights is WeightScales.MSE)
+        return pack(form, source, amax, self._scales.weights is WeightScales.MSE)
 
 
 def _matrix_blocks(layout: WeightLayout, matrices: Iterable[Fp8Tensor | Nvfp4Tensor]) -> Iterator[Tensor]:
