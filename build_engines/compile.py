@@ -46,7 +46,7 @@ def compile_bundle(options: CompileOptions, listener: ProgressListener | None = 
         options.check_model(source.model)
         quantization = read_recipes(options, source.model) if source.quantization is None else None
     if quantization is not None:
-        source = source.quantized(calibrated(quantization, options, clock))
+        source = source.quantized(calibrated(quantization, source.checkpoint, options, clock))
     key = build_key(source.identity, options, tool_versions(options.target, options.plugins))
     with _disk_errors(options.output), BundleWriter(options.output, options.force) as writer:
         with clock.stage("capture"):

@@ -31,6 +31,7 @@ class ModelSource:
         tensors: decoder tensors by name; None without a checkpoint.
         tokenizer_dir: where the tokenizer's files lie; None without a checkpoint.
         quantization: recipes and ranges; None where nothing is quantised.
+        checkpoint: opened, to calibrate; None without one, and for one that came quantised.
     """
 
     model: ModelConfig
@@ -39,6 +40,7 @@ class ModelSource:
     tensors: Source | None
     tokenizer_dir: Path | None
     quantization: Quantization | None = None
+    checkpoint: Checkpoint | None = None
 
     def quantized(self, quantization: Quantization) -> ModelSource:
         """The same model with quantised layers; its identity covers the scales."""
@@ -65,7 +67,7 @@ def open_source(options: CompileOptions) -> ModelSource:
     source = ModelSource(checkpoint.config, adapter, checkpoint.identity, checkpoint_source(checkpoint), checkpoint.path)
     if isinstance(checkpoint, QuantizedCheckpoint):
         return dataclasses.replace(source, quantization=imported_quantization(checkpoint, options))
-    return source
+    return dataclasses.replace(source, checkpoint=checkpoint)
 
 
 def _geometry(config: str) -> tuple[ModelConfig, AdapterSettings | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nemodiff_trt.build_engines.stages import StageClock
 from nemodiff_trt.bundle.encoding import QuantizedScales
-from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
+from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.options import CompileOptions
@@ -77,15 +77,16 @@ def read_recipes(options: CompileOptions, model: ModelConfig) -> Quantization | 
     return Quantization(recipe, draft)
 
 
-def calibrated(quantization: Quantization, options: CompileOptions, clock: StageClock) -> Quantization:
+def calibrated(
+    quantization: Quantization, checkpoint: Checkpoint | None, options: CompileOptions, clock: StageClock
+) -> Quantization:
     """The same with ranges of activations; without a checkpoint there are none.
 
     Raises:
         InvalidInputError: the file of `options` is not usable, belongs to another checkpoint, or ModelOpt is not installed.
     """
-    if options.checkpoint is None:
+    if checkpoint is None:
         return quantization
-    checkpoint = Checkpoint.open(resolve_checkpoint(options.checkpoint))
     with clock.stage("calibrate", total=checkpoint.config.num_hidden_layers):
         activations, on_layer = quantization.recipe.activations, clock.listener.advance
         statistics = find_ranges(checkpoint, options.calibration, options.limits, activations, on_layer)

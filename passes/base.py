@@ -43,6 +43,11 @@ class PassOptions:
         """A role whose tokens differ in whether the adapter applies needs the branch: one matrix serves all tokens or none."""
         return self.drafts_with_adapter and self.adapter_form is AdapterForm.MERGED and not self.role.takes_layout
 
+    @property
+    def has_adapter_branch(self) -> bool:
+        """Whether the adapter's two matrices are layers of their own."""
+        return self.drafts_with_adapter and not self.merges_adapter
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -20,12 +20,13 @@ import torch
 from torch import fx
 
 from nemodiff_trt.passes.base import PassOptions, PassReport, Refusal
+from nemodiff_trt.passes.expand_quadratic import ATTENTIONS
 from nemodiff_trt.passes.graph import NODE_FORM, NODE_OPERATOR, NODE_VALUE, StepGraph, operator_name
 from nemodiff_trt.plugins import OPS, Form
 from nemodiff_trt.plugins.attention import attend_visible, visible_slots
 from nemodiff_trt.plugins.masked_attention import visible_step_slots
 
-_ATTENTION, _MASKED = torch.ops.nemodiff.attention.default, torch.ops.nemodiff.masked_attention.default
+_MASKED = torch.ops.nemodiff.masked_attention.default
 _NUM_ATTENTION_ARGUMENTS = 6
 _REFERENCES = {getattr(torch.ops.nemodiff, op.name).default: op.reference for op in OPS}
 
@@ -43,7 +44,7 @@ def decompose_plugins(graph: StepGraph, options: PassOptions) -> PassReport:
         if reason:
             refusals.append(Refusal(node.name, reason))
             continue
-        if node.target in (_ATTENTION, _MASKED):
+        if node.target in ATTENTIONS:
             _split_attention(graph, node, masks)
         else:
             node.target = _REFERENCES[node.target]
@@ -55,7 +56,7 @@ def decompose_plugins(graph: StepGraph, options: PassOptions) -> PassReport:
 def _refusal(node: fx.Node) -> str | None:
     if node.target not in _REFERENCES:
         return "the operator has no reference in plugins.OPS"
-    if node.target in (_ATTENTION, _MASKED) and len(node.args) < _NUM_ATTENTION_ARGUMENTS:
+    if node.target in ATTENTIONS and len(node.args) < _NUM_ATTENTION_ARGUMENTS:
         return "arguments are given by keyword"
     return None
 

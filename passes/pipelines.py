@@ -52,8 +52,7 @@ def unscaled_layers(options: PassOptions) -> int:
 
 def linears_after_fusion(options: PassOptions) -> int:
     """qkv, o, gate|up and down per layer, two more for a low-rank branch, and the vocabulary projection."""
-    has_branch = options.drafts_with_adapter and not options.merges_adapter
-    return options.model.num_hidden_layers * (6 if has_branch else 4) + 1
+    return options.model.num_hidden_layers * (6 if options.has_adapter_branch else 4) + 1
 
 
 def quantized_linears(options: PassOptions) -> int:
@@ -62,7 +61,7 @@ def quantized_linears(options: PassOptions) -> int:
     if recipe is None:
         return 0
     names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
-    if options.drafts_with_adapter and not options.merges_adapter:
+    if options.has_adapter_branch:
         names += ["self_attn.adapter.lora_A", "self_attn.adapter.lora_B"]
     return _count_quantized(recipe, options.model.num_hidden_layers, names)
 

@@ -51,11 +51,14 @@ def build_onnxruntime(build: BuildInput) -> BuiltEngines:
         packed = prepack_weights(folder, [engine.file for engine in engines], WEIGHTS_FILE)
     with clock.stage("check parity", total=len(engines)):
         capacity = build.options.limits.cache_capacity
-        parity = []
+        parity, decoders = [], {}
         for done, engine in enumerate(engines, start=1):
-            layouts = role_layouts(build.stored.layouts, build.quantization, engine.roles[0])
-            decoder = load_stored_decoder(folder, build.model, layouts, build.adapter, capacity)
-            parity += check_parity(folder, engine, decoder)
+            role = engine.roles[0]
+            recipe = build.quantization.recipe_of(role) if build.quantization else None
+            if recipe not in decoders:
+                layouts = role_layouts(build.stored.layouts, build.quantization, role)
+                decoders[recipe] = load_stored_decoder(folder, build.model, layouts, build.adapter, capacity)
+            parity += check_parity(folder, engine, decoders[recipe])
             clock.listener.advance(done)
     report = {
         "engines": {engine.file: _engine_report(engine) for engine in engines},

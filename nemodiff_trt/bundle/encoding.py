@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemodiff_trt.bundle.manifest import Combine, Encoding, WeightLayout
+from nemodiff_trt.bundle.manifest import Encoding, WeightLayout
 from nemodiff_trt.errors import CheckpointError
 from nemodiff_trt.quantization.formats import (
     Fp8Tensor,
     Nvfp4Tensor,
-    amax_of,
-    fp8_scale,
-    nvfp4_global_scale,
-    pack_fp8,
-    pack_nvfp4,
+    joint_amax,
+    pack,
+    scale_of,
 )
 from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear
 from nemodiff_trt.quantization.recipe import WeightScales, layer_of
@@ -25,7 +23,6 @@ from nemodiff_trt.vocabulary import LinearFormat
 
 # FP8 rows that are widened to fp32 at a time.
 _ROWS = 1024
-_SCALE_OF = {LinearFormat.FP8: fp8_scale, LinearFormat.NVFP4: nvfp4_global_scale}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,11 @@ class MatrixEncoder:
     def __init__(self, scales: QuantizedScales) -> None:
         self._scales = scales
         self._amax: dict[tuple[str, ...], Tensor] = {}
+        # Of the matrix that was asked for last only: codes and block scales of a whole model do not fit in memory.
+        self._packed_key: tuple[object, ...] = ()
+        self._packed: list[Fp8Tensor | Nvfp4Tensor] = []
+        self._linears_key: tuple[str, ...] = ()
+        self._linears: list[QuantizedLinear] = []
 
     @property
     def is_packed(self) -> bool:
@@ -58,8 +60,7 @@ class MatrixEncoder:
         Raises:
             CheckpointError: NVFP4 matrices that are stored as one have different global scales, or a matrix holds NaN.
         """
-        assert self._scales.packed is not None, "checked by the caller"
-        linears = [self._scales.packed(layer_of(name)) for name in layout.sources]
+        linears = self._packed_linears(layout.sources)
         if layout.encoding.is_input_scale:
             yield torch.stack([linear.input_scale for linear in linears]).max().reshape(1)
             return
@@ -80,23 +81,31 @@ class MatrixEncoder:
         encoding, form = layout.encoding, layout.encoding.linear_format
         assert form is not None, "a plain layout is not encoded"
         if encoding.is_input_scale:
-            names = layout.sources if layout.combine is Combine.CONCAT else layout.sources[:1]
-            amax = max(self._scales.input_amax(layer_of(name)) for name in names)
-            yield _SCALE_OF[form](torch.tensor(amax)).reshape(1)
+            amax = max(self._scales.input_amax(layer_of(name)) for name in layout.sources)
+            yield scale_of(form, torch.tensor(amax)).reshape(1)
             return
-        key = (*layout.sources, layout.combine)
+        key = layout.sources
         if key not in self._amax:
-            self._amax[key] = torch.stack([amax_of(source) for source in sources]).max()
+            self._amax[key] = joint_amax(sources)
         amax_of_all = self._amax[key]
         if encoding in (Encoding.FP8_WEIGHT_SCALE, Encoding.NVFP4_WEIGHT_SCALE):
-            yield _SCALE_OF[form](amax_of_all).reshape(1)
+            yield scale_of(form, amax_of_all).reshape(1)
             return
-        yield from _matrix_blocks(layout, (self._pack(form, source, amax_of_all) for source in sources))
+        if self._packed_key != (key, form):
+            self._packed = [self._pack(form, source, amax_of_all) for source in sources]
+            self._packed_key = (key, form)
+        yield from _matrix_blocks(layout, self._packed)
+
+    def _packed_linears(self, names: tuple[str, ...]) -> list[QuantizedLinear]:
+        """Layers of a quantised checkpoint, which are read through for NaN each time they are asked for."""
+        assert self._scales.packed is not None, "checked by the caller"
+        if self._linears_key != names:
+            self._linears = [self._scales.packed(layer_of(name)) for name in names]
+            self._linears_key = names
+        return self._linears
 
     def _pack(self, form: LinearFormat, source: Tensor, amax: Tensor) -> Fp8Tensor | Nvfp4Tensor:
-        if form is LinearFormat.FP8:
-            return pack_fp8(source, amax)
-        return pack_nvfp4(source, amax, least_error=self._scales.weights is WeightScales.MSE)
+        return pack(form, source, amax, self._scales.weights is WeightScales.MSE)
 
 
 def _matrix_blocks(layout: WeightLayout, matrices: Iterable[Fp8Tensor | Nvfp4Tensor]) -> Iterator[Tensor]:

@@ -121,21 +121,35 @@ class WeightLayouter:
 
 
 def write_weights(path: Path, stored: StoredWeights, layouter: WeightLayouter) -> Iterator[int]:
-    """Write the safetensors file planned by `stored`; yields the size reached after each tensor.
+    """Write the safetensors file planned by `stored`; yields the bytes written after each tensor.
+
+    Parts of one matrix lie far apart in the file and are written one after the other, so that it is encoded once.
 
     Raises:
         BundleError: a tensor came out larger or smaller than planned.
     """
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
-        file.write(stored.head)
-        for name, span in sorted(stored.spans.items(), key=lambda item: item[1].start):
+        done = file.write(stored.head)
+        for name in _by_matrix(stored):
+            span = stored.spans[name]
+            file.seek(span.start)
             for block in layouter.blocks(name, stored.layouts[name]):
                 # As bytes: numpy has no bfloat16.
                 file.write(block.view(torch.uint8).numpy().data)
             if file.tell() != span.start + span.num_bytes:
                 raise BundleError(f"{name}: {file.tell() - span.start} bytes written, {span.num_bytes} planned")
-            yield file.tell()
+            done += span.num_bytes
+            yield done
+
+
+def _by_matrix(stored: StoredWeights) -> list[str]:
+    """Stored names, those with the same sources and format together, otherwise in the order of the file."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in sorted(stored.spans, key=lambda name: stored.spans[name].start):
+        layout = stored.layouts[name]
+        groups.setdefault((layout.sources, layout.combine, layout.encoding.linear_format), []).append(name)
+    return [name for group in groups.values() for name in group]
 
 
 def _ranges(num_rows: int, row_bytes: int) -> Iterator[slice]:

@@ -78,8 +78,7 @@ def input_scales(
         form = layout.encoding.linear_format
         if layout.encoding.is_input_scale and form is not None:
             scale = tensor_over(stored[name].reshape(1), layout.dtype).reshape(())
-            sources = layout.sources if layout.combine is Combine.CONCAT else layout.sources[:1]
-            found |= {source.removesuffix(".weight"): (form, scale) for source in sources}
+            found |= {source.removesuffix(".weight"): (form, scale) for source in layout.sources}
     return found
 
 

@@ -21,7 +21,7 @@ from nemodiff_trt.model import TriModeDecoder, assemble_decoder
 class Checkpoint:
     """An opened checkpoint: every tensor named, shape- and dtype-checked, none of them read."""
 
-    __slots__ = ("_files", "adapter", "config", "dtype", "path")
+    __slots__ = ("_files", "_identity", "adapter", "config", "dtype", "path")
 
     def __init__(self, path: Path, config: ModelConfig, files: dict[str, TensorFile], adapter: DraftAdapter | None) -> None:
         """Use `open`. `files` says which file holds each tensor."""
@@ -29,6 +29,7 @@ class Checkpoint:
         self.config = config
         self.adapter = adapter
         self._files = files
+        self._identity: str | None = None
         first = next(iter(files))
         self.dtype: torch.dtype = FLOAT_DTYPES[files[first].entries[first].dtype]
 
@@ -70,7 +71,10 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         """SHA-256 that changes with the configuration, the weights, the adapter and the tokenizer: `checkpoint_identity`."""
-        return checkpoint_identity(self.config.to_dict(), self._files.values(), self.adapter, self.path)
+        # Once: it reads the weight files.
+        if self._identity is None:
+            self._identity = checkpoint_identity(self.config.to_dict(), self._files.values(), self.adapter, self.path)
+        return self._identity
 
     def load_decoder(self, max_positions: int, dtype: torch.dtype, adapter: bool) -> TriModeDecoder:
         """Eager decoder on the CPU, frozen and in evaluation mode.

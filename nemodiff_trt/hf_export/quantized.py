@@ -14,7 +14,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.hf_export.source import ExportSource
 from nemodiff_trt.hf_export.tensor_groups import TensorGroup
-from nemodiff_trt.quantization.formats import amax_of, fp8_scale, nvfp4_global_scale, pack_fp8, pack_nvfp4
+from nemodiff_trt.quantization.formats import joint_amax, pack, scale_of
 from nemodiff_trt.quantization.modelopt_layout import QuantizedLinear, stored_parts
 from nemodiff_trt.quantization.recipe import Recipe, WeightScales, joined_linears, layer_of
 from nemodiff_trt.vocabulary import LinearFormat
@@ -47,14 +47,10 @@ class LayerQuantization:
 
     def pack(self, form: LinearFormat, matrices: list[Tensor], linears: tuple[str, ...]) -> Iterator[QuantizedLinear]:
         """Quantise matrices that share their input, [out,in] each: they get one range and one input scale."""
-        weight_amax = torch.stack([amax_of(matrix) for matrix in matrices]).max()
-        input_amax = torch.tensor(max(self.input_amax(name) for name in linears))
+        weight_amax = joint_amax(matrices)
+        input_scale = scale_of(form, torch.tensor(max(self.input_amax(name) for name in linears)))
         for matrix in matrices:
-            if form is LinearFormat.FP8:
-                yield QuantizedLinear(pack_fp8(matrix, weight_amax), fp8_scale(input_amax))
-            else:
-                is_least_error = self.recipe.weights is WeightScales.MSE
-                yield QuantizedLinear(pack_nvfp4(matrix, weight_amax, is_least_error), nvfp4_global_scale(input_amax))
+            yield QuantizedLinear(pack(form, matrix, weight_amax, self.recipe.weights is WeightScales.MSE), input_scale)
 
 
 def quantized_groups(source: ExportSource, quantization: LayerQuantization) -> list[TensorGroup]:

@@ -24,6 +24,8 @@ from nemodiff_trt.quantization.recipe import HEAD, ActivationRange
 from nemodiff_trt.quantization.statistics import ActivationStatistics
 from nemodiff_trt.vocabulary import Role
 
+# Of weights and activations while calibrating.
+_DTYPE = torch.float32
 # ModelOpt's own default.
 _PERCENTILE = 99.99
 
@@ -41,7 +43,6 @@ def calibrate(
     checkpoint: Checkpoint,
     sequences: list[CalibrationSequence],
     activations: ActivationRange = ActivationRange.MAX,
-    dtype: torch.dtype = torch.float32,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> ActivationStatistics:
     """Run `sequences` through the model, layer by layer.
@@ -50,7 +51,6 @@ def calibrate(
         checkpoint: its adapter is used in drafting steps, if it has one.
         sequences: see `calibration_text`.
         activations: how ranges are taken.
-        dtype: of weights and activations while calibrating.
         on_layer: told how many layers are finished.
 
     Raises:
@@ -59,7 +59,7 @@ def calibrate(
     if not sequences:
         raise InvalidInputError("calibration", "no sequences", "at least one prompt")
     recorder = _Recorder(activations)
-    runner = _LayerRunner(checkpoint, sequences, dtype)
+    runner = _LayerRunner(checkpoint, sequences)
     amax: dict[str, dict[Role, float]] = {}
     with torch.inference_mode():
         for index in range(checkpoint.config.num_hidden_layers):
@@ -114,8 +114,8 @@ class _Recorder:
 class _LayerRunner:
     """Hidden states of all steps. `runs` holds those of each sequence, its causal pass first."""
 
-    def __init__(self, checkpoint: Checkpoint, sequences: list[CalibrationSequence], dtype: torch.dtype) -> None:
-        self._config, self._adapter, self._dtype = checkpoint.config, checkpoint.adapter, dtype
+    def __init__(self, checkpoint: Checkpoint, sequences: list[CalibrationSequence]) -> None:
+        self._config, self._adapter = checkpoint.config, checkpoint.adapter
         self._source = checkpoint_source(checkpoint)
         ends = [step.start + len(step.token_ids) for sequence in sequences for step in sequence.steps]
         self._capacity = max([*ends, *(len(sequence.token_ids) for sequence in sequences)])
@@ -123,13 +123,13 @@ class _LayerRunner:
             # Only its rotary tables are used.
             self._decoder = TriModeDecoder(self._config, 1)
         with torch.device("cpu"):
-            self._decoder.set_rotary_tables(self._capacity, dtype)
+            self._decoder.set_rotary_tables(self._capacity, _DTYPE)
         self.runs = [self._embedded(sequence) for sequence in sequences]
 
     def _embedded(self, sequence: CalibrationSequence) -> list[_Run]:
         embedding = self._source("encoder.embed_tokens.weight")
         steps = [(Role.PREFILL, 0, sequence.token_ids), *((step.role, step.start, step.token_ids) for step in sequence.steps)]
-        return [_Run(role, start, embedding[torch.tensor(ids)].to(self._dtype)[None]) for role, start, ids in steps]
+        return [_Run(role, start, embedding[torch.tensor(ids)].to(_DTYPE)[None]) for role, start, ids in steps]
 
     def load_layer(self, index: int) -> DecoderLayer:
         """One layer with its weights in memory."""
@@ -138,14 +138,14 @@ class _LayerRunner:
             if self._adapter is not None:
                 layer.self_attn.attach_adapter(self._adapter.rank, self._adapter.scale)
         names = [name for name, _ in layer.named_parameters()]
-        state = {name: self._source(f"encoder.layers.{index}.{name}").to(self._dtype) for name in names}
+        state = {name: self._source(f"encoder.layers.{index}.{name}").to(_DTYPE) for name in names}
         layer.load_state_dict(state, assign=True)
         return layer
 
     def step(self, layer: DecoderLayer, runs: list[_Run], recorder: _Recorder) -> None:
         """Take the steps of one sequence through `layer`; all but the first read the keys and values of the first."""
         shape = (1, self._config.num_key_value_heads, self._capacity, self._config.head_dim)
-        past = (torch.zeros(shape, dtype=self._dtype), torch.zeros(shape, dtype=self._dtype))
+        past = (torch.zeros(shape, dtype=_DTYPE), torch.zeros(shape, dtype=_DTYPE))
         for run in runs:
             recorder.role = run.role
             ids = torch.zeros(1, run.x.shape[1], dtype=torch.int64)
@@ -158,7 +158,7 @@ class _LayerRunner:
     def finish(self, recorder: _Recorder) -> None:
         """What the head reads; the head itself is not needed for that."""
         norm = RMSNorm(self._config.hidden_size, self._config.rms_norm_eps)
-        norm.load_state_dict({"weight": self._source("encoder.norm.weight").to(self._dtype)}, assign=True)
+        norm.load_state_dict({"weight": self._source("encoder.norm.weight").to(_DTYPE)}, assign=True)
         for runs in self.runs:
             for run in runs:
                 recorder.role = run.role

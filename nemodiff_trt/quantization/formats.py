@@ -15,13 +15,14 @@ https://github.com/NVIDIA/Model-Optimizer (scales; `NVFP4QTensor` and `to_quanti
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.vocabulary import NVFP4_BLOCK
+from nemodiff_trt.vocabulary import NVFP4_BLOCK, LinearFormat
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
@@ -76,6 +77,16 @@ def amax_of(x: Tensor) -> Tensor:
     return torch.maximum(low.abs(), high.abs()).to(torch.float32)
 
 
+def joint_amax(matrices: Iterable[Tensor]) -> Tensor:
+    """Largest magnitude of matrices that share one scale, fp32 []."""
+    return torch.stack([amax_of(matrix) for matrix in matrices]).max()
+
+
+def scale_of(form: LinearFormat, amax: Tensor) -> Tensor:
+    """Scale of a whole tensor in `form`, fp32 []: `fp8_scale` or `nvfp4_global_scale`."""
+    return fp8_scale(amax) if form is LinearFormat.FP8 else nvfp4_global_scale(amax)
+
+
 def fp8_scale(amax: Tensor) -> Tensor:
     """Scale of an FP8 tensor whose largest magnitude is `amax`, fp32 []. A tensor of zeros has scale 1.
 
@@ -100,6 +111,11 @@ def _scale(amax: Tensor, largest: float) -> Tensor:
         raise InvalidInputError("amax", value, "a finite number of at least 0; the tensor holds infinities or NaN")
     scale = amax.to(torch.float32) / largest
     return scale if float(scale) > 0 else torch.ones((), device=amax.device)
+
+
+def pack(form: LinearFormat, weight: Tensor, amax: Tensor, least_error: bool) -> Fp8Tensor | Nvfp4Tensor:
+    """`pack_fp8` or `pack_nvfp4` by `form`; `least_error` matters to block scales only."""
+    return pack_fp8(weight, amax) if form is LinearFormat.FP8 else pack_nvfp4(weight, amax, least_error)
 
 
 def pack_fp8(weight: Tensor, amax: Tensor | None = None) -> Fp8Tensor:

@@ -48,7 +48,7 @@ def is_quantized(directory: Path) -> bool:
 class QuantizedCheckpoint:
     """An opened checkpoint: every tensor named, of the right shape and dtype, every scale a finite number above 0."""
 
-    __slots__ = ("_files", "_stored_name", "adapter", "config", "dtype", "formats", "path")
+    __slots__ = ("_files", "_identity", "_stored_name", "adapter", "config", "dtype", "formats", "path")
 
     def __init__(
         self, path: Path, config: ModelConfig, formats: dict[str, LinearFormat], files: dict[str, TensorFile], naming: Naming
@@ -58,6 +58,7 @@ class QuantizedCheckpoint:
         self.config = config
         self.formats = formats
         self._files = files
+        self._identity: str | None = None
         self._stored_name = naming
         adapter_dir = path / layout.ADAPTER_DIR
         self.adapter = DraftAdapter.open(adapter_dir, config) if adapter_dir.exists() else None
@@ -147,8 +148,11 @@ class QuantizedCheckpoint:
     @property
     def identity(self) -> str:
         """SHA-256 that changes with configuration, weights, scales, adapter and tokenizer; see `checkpoint_identity`."""
-        facts = [self.config.to_dict(), sorted(self.formats.items())]
-        return checkpoint_identity(facts, self._files.values(), self.adapter, self.path)
+        # Once: it reads the weight files.
+        if self._identity is None:
+            facts = [self.config.to_dict(), sorted(self.formats.items())]
+            self._identity = checkpoint_identity(facts, self._files.values(), self.adapter, self.path)
+        return self._identity
 
     def _stored(self, name: str) -> Tensor:
         stored = self._stored_name(name)

@@ -12,6 +12,7 @@ from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.sampling import SamplingOptions
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.vocabulary import Mode
+from support.chi_square import LIMIT, deviation
 from support.distributions import DistributionSession, exact_answers, seeds
 from support.scripted_session import Prefix
 
@@ -50,21 +51,12 @@ def answers(session: DistributionSession, wishes: list[GenerationOptions], promp
 
 
 def is_plausible(expected: dict[Prefix, float], drawn: list[Prefix]) -> bool:
-    """Chi-square test at a significance of about 1e-5: cells of fewer than five expected answers are joined."""
+    """Whether the answers are a sample of the distribution `expected`."""
     counts = Counter(drawn)
-    if any(expected.get(answer, 0.0) == 0 for answer in counts):
+    if not counts.keys() <= expected.keys():
         return False
-    total = len(drawn)
-    large = {answer: share * total for answer, share in expected.items() if share * total >= 5}
-    cells = [(count, counts[answer]) for answer, count in large.items()]
-    rest = total - sum(large.values())
-    if rest >= 5:
-        cells.append((rest, total - sum(counts[answer] for answer in large)))
-    statistic = sum((observed - wanted) ** 2 / wanted for wanted, observed in cells)
-    degrees = len(cells) - 1
-    # Wilson-Hilferty: the cube root of a chi-square over its degrees is nearly normal.
-    spread = 2 / (9 * degrees)
-    return bool((statistic / degrees) ** (1 / 3) < 1 - spread + 4.26 * np.sqrt(spread))
+    observed, shares = np.array([counts[answer] for answer in expected]), np.array(list(expected.values()))
+    return deviation(observed, shares) < LIMIT
 
 
 @pytest.mark.parametrize("choice", CHOICES)
