@@ -104,6 +104,8 @@ class AsyncTriModeEngine:
 
     async def drain(self, poll_s: float = 0.05) -> None:
         """Refuse new requests and wait until all that are here are answered."""
+        # Prompts that came before are tokenised by then.
+        await asyncio.get_running_loop().run_in_executor(self._tokenizing, _nothing)
         await asyncio.wrap_future(self._thread.drain())
         while (stats := await self.stats())["waiting"] + stats["active"]:
             await asyncio.sleep(poll_s)
@@ -120,3 +122,7 @@ class AsyncTriModeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _nothing() -> None:
+    """The end of a queue."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BusyError, EngineStoppedError, InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
-from nemodiff_trt.runtime.engine import AsyncTriModeEngine, EngineOptions, TriModeEngine
+from nemodiff_trt.runtime.engine import AsyncTriModeEngine, EngineOptions, EngineThread, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.vocabulary import Mode
@@ -86,7 +87,12 @@ def test_leaving_a_stream_cancels_the_request(engine: TriModeEngine, session: Ga
     run(main())
 
 
-def test_errors_reach_their_own_caller_only(engine: TriModeEngine, session: GatedSession) -> None:
+def test_errors_reach_their_own_caller_only(
+    engine: TriModeEngine, session: GatedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = create_autospec(EngineThread.submit, side_effect=EngineThread.submit)
+    monkeypatch.setattr(EngineThread, "submit", submit)
+
     async def main() -> None:
         async with AsyncTriModeEngine(engine) as serving:
             good = asyncio.create_task(serving.generate("a", AR))
@@ -94,8 +100,10 @@ def test_errors_reach_their_own_caller_only(engine: TriModeEngine, session: Gate
                 await serving.generate("x" * 160, AR)
             assert len((await good).token_ids) == 20
             session.gate.clear()
+            before = submit.call_count
             tasks = [asyncio.create_task(serving.generate("a", AR)) for _ in range(506)]
-            await asyncio.sleep(0.05)
+            while submit.call_count < before + 506:
+                await asyncio.sleep(0)
             session.gate.set()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             refused = [outcome for outcome in outcomes if isinstance(outcome, BusyError)]
@@ -110,7 +118,8 @@ def test_drain_waits_for_all(engine: TriModeEngine) -> None:
     async def main() -> None:
         async with AsyncTriModeEngine(engine) as serving:
             tasks = [asyncio.create_task(serving.generate("a", AR)) for _ in range(9)]
-            await asyncio.sleep(0.01)
+            # They are here, if not yet tokenised.
+            await asyncio.sleep(0)
             await serving.drain(poll_s=0.001)
             assert [len((await task).token_ids) for task in tasks] == [20] * 9
             with pytest.raises(BusyError):
