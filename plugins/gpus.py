@@ -22,7 +22,7 @@ class Gpu:
     fp4_teraflops: float | None = None
 
 
-# Peak rates as the vendor states them, dense: half of what is stated with sparsity. RTX 5090: with fp32 sums, half of those with
+# Peak rates as the vendor states them, dense: half of those with sparsity. RTX 5090: with fp32 sums, half of those with
 # fp16 sums. DGX Spark states FP4 only; its other rates are halvings of that.
 PRODUCTS: dict[str, Gpu] = {
     "h100": Gpu("H100 SXM", 3350, 989, 232_448, 1979),
