@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nemodiff_trt.runtime.bench.measure import hardware as hardware
-from nemodiff_trt.runtime.bench.measure import interleaved as interleaved
-from nemodiff_trt.runtime.bench.measure import median_ms as median_ms
-from nemodiff_trt.runtime.bench.measure import median_ratio as median_ratio
-from nemodiff_trt.runtime.bench.measure import versions as versions
+from nemodiff_trt.runtime.bench.measure import hardware, interleaved, median_ms, median_ratio, versions
+
+__all__ = ["Target", "hardware", "interleaved", "median_ms", "median_ratio", "versions"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ _COLUMNS = (
 )  # fmt: skip
 _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --grid: #d5dae0; --series-0: #0b62c4; --series-1: #b3420a;
-  --series-2: #1a7f45; --series-3: #8a3ab9; --series-4: #8a6a00; --series-5: #b3246b; --series-6: #0a7a86; --series-7: #5b6470; }
+  --series-2: #1a7f45; --series-3: #8a3ab9; --series-4: #8a6a00; --series-5: #b3246b; --series-6: #0a7a86;
+  --series-7: #5b6470; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e8eaed; --grid: #3a4149; --series-0: #6cb0ff;
   --series-1: #ff9a5c; --series-2: #5fd38d; --series-3: #cf9bf5; --series-4: #e0c050; --series-5: #ff85bd; --series-6: #5ad0dd;
   --series-7: #a9b3be; } }
@@ -24,7 +25,7 @@ body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--p
   font: 1rem/1.5 system-ui, sans-serif; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--grid); text-align: right; } th { vertical-align: bottom; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } svg { max-width: 100%; height: auto; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } svg { width: 100%; max-width: 60rem; height: auto; }
 """
 
 

@@ -66,8 +66,9 @@ class _Recorder:
     def trace(self) -> Trace:
         result = self.result
         assert result is not None, "the engine ran to its end"
-        stats, first_s = result.stats, self.times_s[0]
-        arrivals_s = tuple(time_s - first_s for time_s in self.times_s[1:])
+        stats, decode_s = result.stats, result.stats.decode_ms / 1e3
+        # A step of the loop may prefill and decode, and reports both at its end, so times are counted back from the last one.
+        arrivals_s = tuple(max(decode_s - (self.times_s[-1] - time_s), 0.0) for time_s in self.times_s[1:])
         cycles = tuple(self.cycles)
         return Trace(result.token_ids, stats.forward_passes, stats.reference_nfe, cycles, stats.prefill_ms / 1e3, arrivals_s)
 

@@ -23,9 +23,7 @@ class BenchArguments:
     bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="Folder written by build_engines.")] = None
     workload: Annotated[
         list[str] | None,
-        typer.Option(
-            "--workload", metavar="W", help='"generated", or a file of prompts, Spec-Bench or SPEED-Bench; repeatable.'
-        ),
+        typer.Option("--workload", metavar="W", help='"generated", or a file: prompts, Spec-Bench, SPEED-Bench; repeatable.'),
     ] = None
     num_prompts: Annotated[int, typer.Option("--num-prompts", metavar="N", min=1, help="Of a workload at most.")] = 64
     modes: Annotated[str, typer.Option("--modes", metavar="M,M", help="Fixed modes.")] = "ar,diffusion,self_speculation"

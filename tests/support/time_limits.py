@@ -8,6 +8,7 @@ import pytest
 # folder needs an entry. Tests marked slow or gpu may take SLOW_TIMEOUT_S.
 FOLDER_TIMEOUTS_S = {
     ".": 120,
+    "bench": 120,
     "build_engines": 120,
     "bundle": 120,
     "gpu": 120,
