@@ -26,19 +26,19 @@ _STYLE = {
 }
 
 
-def new_figure(name: str) -> tuple[Any, Any, dict[str, Any]]:
+def new_figure(name: str) -> tuple[Any, Any, Any]:
     """Figure, axes, and the style to draw and save with; `name` keeps ids of several drawings apart."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = _STYLE | {"svg.hashsalt": name}
+    style: Any = _STYLE | {"svg.hashsalt": name}
     with mpl.rc_context(style):
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.add_subplot()
     return figure, axes, style
 
 
-def to_inline_svg(figure: Any, style: dict[str, Any], name: str, description: str) -> str:
+def to_inline_svg(figure: Any, style: Any, name: str, description: str) -> str:
     """An `svg` element to put into a page, with a text alternative."""
     import matplotlib as mpl
 
