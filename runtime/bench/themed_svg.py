@@ -10,7 +10,7 @@ from typing import Any
 INK, GRID = "#010203", "#040506"
 SERIES = tuple(f"#0708{place:02x}" for place in range(8))
 _PROPERTIES = {INK: "--ink", GRID: "--grid"} | {color: f"--series-{place}" for place, color in enumerate(SERIES)}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "axes.edgecolor": GRID,
