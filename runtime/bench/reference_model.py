@@ -23,7 +23,7 @@ class ReferenceModel:
         """Load the weights into memory, in fp32."""
         config = checkpoint.config
         self._eos_token_id = config.eos_token_id
-        self.model = Ministral3ForCausalLM(
+        self.model: Any = Ministral3ForCausalLM(
             Ministral3Config(
                 **{name: getattr(config, name) for name in _FIELDS},
                 rope_parameters=dataclasses.asdict(config.rope_parameters),
