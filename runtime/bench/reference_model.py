@@ -38,7 +38,7 @@ class ReferenceModel:
             for name in checkpoint.names()
         }
         self.model.load_state_dict(renamed)
-        self.model.eval()
+        self.model.train(False)
 
     def generate(self, prompt: list[int], max_new_tokens: int, **options: Any) -> tuple[int, ...]:
         """Answer to one prompt, the end-of-sequence token included; `options` go to the `generate` of `transformers`."""
