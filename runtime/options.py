@@ -32,6 +32,8 @@ class GenerationOptions:
             experience, instead of for all; far fewer tokens a run.
         num_leaves: `self_speculation` only: positions of a draft at which its second choice is verified too. Needs engines
             built for the mode `quadratic` as well, and with logits.
+        lookup_ngram: `self_speculation` only: instead of drafting with the model, draft what followed the last tokens, at most
+            so many, where prompt or answer had them before. A baseline for benchmarks. 0 for the model's drafts.
         stop: texts that end the answer and are not part of it.
         ignore_eos: go on after the end-of-sequence token.
         max_thinking_tokens: if none of the first so many tokens is `</think>`, the next one becomes it.
@@ -49,6 +51,7 @@ class GenerationOptions:
     steps: int | None = None
     draft_groups: int | None = None
     num_leaves: int = 0
+    lookup_ngram: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     max_thinking_tokens: int | None = None
@@ -60,6 +63,7 @@ class GenerationOptions:
         object.__setattr__(self, "stop", _stop_texts(self.stop))
         _check_integer("max_new_tokens", self.max_new_tokens, 1)
         _check_integer("num_leaves", self.num_leaves, 0)
+        _check_integer("lookup_ngram", self.lookup_ngram, 0)
         for name, least in (("block_length", 2), ("steps", 1), ("draft_groups", 1), ("max_thinking_tokens", 0)):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least)
@@ -75,6 +79,9 @@ class GenerationOptions:
             raise InvalidInputError("draft_groups", self.draft_groups, f"nothing in mode {self.mode}, only in quadratic")
         if self.num_leaves and (self.mode is not Mode.SELF_SPECULATION or self.threshold):
             raise InvalidInputError("num_leaves", self.num_leaves, "0 but in mode self_speculation, drafting in one pass")
+        if self.lookup_ngram and (self.mode is not Mode.SELF_SPECULATION or self.threshold or self.num_leaves):
+            allowed = "0 but in mode self_speculation without threshold and leaves"
+            raise InvalidInputError("lookup_ngram", self.lookup_ngram, allowed)
         self._check_acceptance()
 
     def _check_commit_rule(self) -> None:
@@ -96,8 +103,8 @@ class GenerationOptions:
             rule = str(self.sampling.acceptance)
             if self.mode is not Mode.SELF_SPECULATION:
                 raise InvalidInputError("acceptance", rule, f"coupled in mode {self.mode}; rejection is for self_speculation")
-            if self.threshold or self.num_leaves:
-                allowed = "coupled with a threshold or leaves; rejection needs one block drafted in one pass"
+            if self.threshold or self.num_leaves or self.lookup_ngram:
+                allowed = "coupled with a threshold, leaves or look-up; rejection needs one block drafted in one pass"
                 raise InvalidInputError("acceptance", rule, allowed)
 
     def changed(self, **changes: Any) -> GenerationOptions:
@@ -132,6 +139,9 @@ class GenerationOptions:
             raise InvalidInputError("draft_groups", self.draft_groups, allowed)
         if self.num_leaves:
             self._check_leaves(limits, roles)
+        if self.lookup_ngram and Role.DECODE not in roles:
+            allowed = "0 with engines that were not built for mode ar, which goes on where nothing is found"
+            raise InvalidInputError("lookup_ngram", self.lookup_ngram, allowed)
 
     def _check_leaves(self, limits: Limits, roles: frozenset[Role]) -> None:
         if Role.QUADRATIC not in roles:

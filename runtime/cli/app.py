@@ -6,6 +6,7 @@ import typer
 
 from nemodiff_trt.command_line import dataclass_command
 from nemodiff_trt.runtime.cli.batch import BatchArguments, batch
+from nemodiff_trt.runtime.cli.bench import BenchArguments, bench
 from nemodiff_trt.runtime.cli.bind import BindArguments, bind
 from nemodiff_trt.runtime.cli.calibrate import CalibrateArguments, calibrate
 from nemodiff_trt.runtime.cli.chat import ChatArguments, chat
@@ -33,6 +34,7 @@ def build_app() -> typer.Typer:
     app.command("batch")(dataclass_command("batch", BatchArguments, batch))
     app.command("chat")(dataclass_command("chat", ChatArguments, chat))
     app.command("serve")(dataclass_command("serve", ServeArguments, serve))
+    app.command("bench")(dataclass_command("bench", BenchArguments, bench))
     app.command("bind")(dataclass_command("bind", BindArguments, bind))
     app.command("calibrate")(dataclass_command("calibrate", CalibrateArguments, calibrate))
     app.command("simulate")(dataclass_command("simulate", SimulateArguments, simulate))

@@ -14,6 +14,7 @@ from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
 from nemodiff_trt.runtime.rows.diffusion import DiffusionRow
 from nemodiff_trt.runtime.rows.planned import PlannedRow
 from nemodiff_trt.runtime.rows.prompt import PromptRow
+from nemodiff_trt.runtime.rows.prompt_lookup import PromptLookupRow
 from nemodiff_trt.runtime.rows.quadratic import PrunedQuadraticRow, QuadraticRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder
 from nemodiff_trt.runtime.rows.self_speculation import SelfSpeculationRow
@@ -64,6 +65,8 @@ def start_row(
         if shared.policy is None:
             raise InvalidInputError("mode", str(options.mode), "a fixed mode: there are no step times to choose by")
         return PlannedRow(sequence, num_cached, mask, decider, PlannedRequest(shared.policy.acceptance))
+    if options.lookup_ngram:
+        return PromptLookupRow(sequence, num_cached, block_length, decider, options.lookup_ngram)
     if options.num_leaves:
         return TreeSpeculationRow(sequence, num_cached, block_length, mask, decider, options.num_leaves)
     return SelfSpeculationRow(sequence, num_cached, block_length, mask, decider, options.threshold or 0.0)

@@ -9,6 +9,7 @@ import pytest
 FOLDER_TIMEOUTS_S = {
     ".": 120,
     "batch": 120,
+    "bench": 120,
     "build_engines": 120,
     "bundle": 120,
     "gpu": 120,

@@ -1,0 +1,58 @@
+"""What others offer for the same weights: `transformers`, plain and with prompt look-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from nemodiff_trt.runtime.bench.reference_model import ReferenceModel
+from nemodiff_trt.runtime.bench.trace import Trace
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc, unused-ignore]
+    """Notes when tokens come; the prompt comes first."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002 - the tokens are in the result
+        self.times_s.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+class TransformersSubject:
+    """Greedy `generate` with its key-value cache, one prompt after the other; with `lookup` drafts, assisted by look-up."""
+
+    def __init__(self, model: ReferenceModel, max_new_tokens: int, lookup: int = 0) -> None:
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+        self._options: dict[str, Any] = {"use_cache": True} | ({"prompt_lookup_num_tokens": lookup} if lookup else {})
+        self._num_forwards = 0
+
+    def answer(self, prompts: Sequence[list[int]]) -> list[Trace]:
+        """Answers to all prompts, in their order."""
+
+        def count(*_: Any) -> None:
+            self._num_forwards += 1
+
+        hook = self._model.model.register_forward_pre_hook(count)
+        try:
+            return [self._answer(prompt) for prompt in prompts]
+        finally:
+            hook.remove()
+
+    def _answer(self, prompt: list[int]) -> Trace:
+        clock, before = _Clock(), self._num_forwards
+        begin_s = time.perf_counter()
+        tokens = self._model.generate(prompt, self._max_new_tokens, streamer=clock, **self._options)
+        first_s, *later_s = clock.times_s[1:]
+        # The first run is prefill, and gives the first token as ours does.
+        forwards = self._num_forwards - before - 1
+        arrivals_s = tuple(each - first_s for each in later_s)
+        return Trace(tokens, forwards, forwards + 1, (), first_s - begin_s, arrivals_s)
