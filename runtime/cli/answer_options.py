@@ -39,6 +39,10 @@ class AnswerArguments(SamplingArguments):
     num_leaves: Annotated[
         int, typer.Option("--num-leaves", metavar="N", help="self_speculation: verify N second choices beside a draft.")
     ] = 0
+    lookup_ngram: Annotated[
+        int,
+        typer.Option("--lookup-ngram", metavar="N", help="self_speculation: draft what followed the last N tokens earlier."),
+    ] = 0
     stop: Annotated[list[str] | None, typer.Option("--stop", metavar="T", help="Text that ends an answer; repeatable.")] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")] = False
     chat: Annotated[
@@ -66,6 +70,7 @@ def read_generation(arguments: AnswerArguments, logprobs: int | None = None) -> 
         steps=arguments.steps,
         draft_groups=arguments.draft_groups,
         num_leaves=arguments.num_leaves,
+        lookup_ngram=arguments.lookup_ngram,
         stop=tuple(arguments.stop or ()),
         ignore_eos=arguments.ignore_eos,
         max_thinking_tokens=arguments.max_thinking_tokens,

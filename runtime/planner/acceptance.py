@@ -21,13 +21,14 @@ SHARED_CYCLES = 4.0
 class AcceptanceModel:
     """Conditional acceptance of positions 1 to `longest` - 1 of a block."""
 
-    __slots__ = ("_accepted", "_decay", "_tried")
+    __slots__ = ("_accepted", "_decay", "_tried", "num_observed")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
         self._decay = 0.5 ** (1 / half_life)
         self._tried = np.full(longest - 1, prior_cycles)
         self._accepted = np.full(longest - 1, prior_cycles * PRIOR_SHARE)
+        self.num_observed = 0
 
     @property
     def longest(self) -> int:
@@ -36,6 +37,7 @@ class AcceptanceModel:
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
+        self.num_observed += 1
         tried = min(accepted + 1, block_length - 1)
         for counts in (self._tried, self._accepted):
             counts[:tried] *= self._decay

@@ -18,7 +18,7 @@ from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
 # A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
-MIN_GAIN = 0.04
+MIN_GAIN = 0.02
 # Cycles a choice stands for while the requests stay the same: choosing takes time as well.
 DECIDE_CYCLES = 4
 # Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
@@ -44,7 +44,9 @@ class Policy:
         "_latency",
         "_lengths",
         "_min_gain",
+        "_num_known",
         "_objective",
+        "_slots",
         "_tables",
         "acceptance",
         "block_lengths",
@@ -71,7 +73,8 @@ class Policy:
         self._latency = latency
         self._min_gain = min_gain
         self._objective = objective
-        self._cycles = 0
+        self._cycles = self._num_known = 0
+        self._slots: list[int] = []
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
@@ -105,7 +108,7 @@ class Policy:
             num_waiting: requests that wait for a slot.
         """
         self._cycles += 1
-        if self._cycles % DECIDE_CYCLES == 0 or any(request.choice is None for request in requests):
+        if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
         is_probe = bool(self.block_lengths) and self._cycles % PROBE_CYCLES == 0
         for request in requests:
@@ -115,6 +118,15 @@ class Policy:
                 request.next_cycle = self._best_draft(request, len(requests), history)
             length = request.next_cycle.block_length
             self.decisions[length] = self.decisions.get(length, 0) + 1
+
+    def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
+        """Whether there are other requests than at the last choice, or, from time to time, whether drafts were observed."""
+        slots = [request.slot for request in requests]
+        is_new = slots != self._slots or any(request.choice is None for request in requests)
+        is_told = self._cycles % DECIDE_CYCLES == 0 and self.acceptance.num_observed != self._num_known
+        if is_new or is_told:
+            self._slots, self._num_known = slots, self.acceptance.num_observed
+        return is_new or is_told
 
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)

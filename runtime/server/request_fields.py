@@ -58,6 +58,7 @@ OPTION_FIELDS = (
     OptionField("steps", "steps", int, "diffusion: passes a block, instead of a threshold."),
     OptionField("draft_groups", "draft_groups", int, "quadratic: lengths of acceptance that are drafted for."),
     OptionField("num_leaves", "num_leaves", int, "self_speculation: second choices verified beside a draft."),
+    OptionField("lookup_ngram", "lookup_ngram", int, "self_speculation: draft what followed the last so many tokens before."),
     OptionField("top_k", "top_k", int, "Draw from so many most probable tokens; 0 from all."),
     OptionField("min_p", "min_p", float, "Draw from tokens at least so many times as probable as the best."),
     OptionField("repetition_penalty", "repetition_penalty", float, "Divides logits of tokens seen in prompt and answer."),

@@ -98,7 +98,8 @@ class ServedModel:
             try:
                 checked = self._engine.check(parsed.prompt, parsed.options)
             except InvalidInputError as error:
-                stream.fail(error)
+                # With the traceback it would hold this frame, and so the stream and its sender.
+                stream.fail(error.with_traceback(None))
                 continue
             listener = Listener(stream.add, stream.fail)
             stream.number = self._engine.submit(

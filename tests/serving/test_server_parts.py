@@ -201,7 +201,7 @@ class TestMetrics:
         metrics.add_piece(0.1, is_first=True)
         names = "tokens prompt_tokens reused_prompt_tokens steps step_s engine_runs engine_s waiting active free_slots"
         engine: dict[str, Any] = dict.fromkeys(names.split(), 1)
-        engine |= {"request_runs": {"verify": 2}, "finished": {"eos": 1}, "accepted": {"0": 1, "5": 2}}
+        engine |= {"request_runs": {"verify": 2}, "finished": {"eos": 1}, "accepted": {"0": 1, "5": 2}, "decisions": {"1": 3}}
         lines = metrics.render(engine).splitlines()
         typed = {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
         samples = [line for line in lines if not line.startswith("#")]
