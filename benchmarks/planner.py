@@ -91,7 +91,9 @@ class Case:
         self.answers: list[tuple[int, ...]] = []
         self.decisions: dict[str, int] = {}
         options = EngineOptions(max_active=concurrency, prefix_rows=0, min_prefix=10**6)
-        self._engine = lambda: TriModeEngine(session, tokenizer, options, policy=Policy.for_session(session, latency))
+        # A server keeps what it learned, too.
+        policy = Policy.for_session(session, latency)
+        self._engine = lambda: TriModeEngine(session, tokenizer, options, policy=policy)
 
     def run(self) -> None:
         engine = self._engine()

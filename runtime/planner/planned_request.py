@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel
+from nemodiff_trt.runtime.planner.draw_cost import DrawCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class PlannedRequest:
         choice: how to decode, None before the first decision.
         next_cycle: `choice`, or a probe instead of it.
         slot: of the cache.
+        draws: where the host samples the tokens, what that costs.
         own: acceptance of this request, from nothing.
     """
 
@@ -36,6 +38,7 @@ class PlannedRequest:
     choice: Choice | None = None
     next_cycle: Choice = Choice(1)
     slot: int = 0
+    draws: DrawCost | None = None
     own: AcceptanceModel = field(init=False)
 
     def __post_init__(self) -> None:

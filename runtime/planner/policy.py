@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
+from nemodiff_trt.runtime.planner.draw_cost import DrawCost
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -51,6 +52,7 @@ class Policy:
         "acceptance",
         "block_lengths",
         "decisions",
+        "draws",
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Policy:
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self.block_lengths = tuple(block_lengths)
         self.acceptance = AcceptanceModel(longest)
+        self.draws = DrawCost()
         # Cycles of requests by block length.
         self.decisions: dict[int, int] = {}
 
@@ -135,14 +138,14 @@ class Policy:
         tokens = expected_tokens(np.stack([request.shares() for request in requests]), self._lengths)
         count, slots = len(requests), [request.slot for request in requests]
         cost = self._cost_table(max(slots) - min(slots) + 1, history)
+        host = self._host_ms(requests, tokens)
         order = np.argsort(tokens[:, -1], kind="stable")
         # Candidates [first, second, size of the first group]: the hardest texts go first.
-        below = np.zeros((len(self._candidates), count + 1))
-        np.cumsum(_worth(tokens[order], objective).T, axis=1, out=below[:, 1:])
-        above = below[:, -1:] - below
+        below, below_ms = _summed(_worth(tokens[order], objective)), _summed(host[order])
+        above, above_ms = below[:, -1:] - below, below_ms[:, -1:] - below_ms
         ordered = [slots[place] for place in order.tolist()]
-        below_ms = np.stack([_runs_ms(cost, ordered[:cut]) for cut in range(count + 1)], axis=1)
-        above_ms = np.stack([_runs_ms(cost, ordered[cut:]) for cut in range(count + 1)], axis=1)
+        below_ms += np.stack([_runs_ms(cost, ordered[:cut]) for cut in range(count + 1)], axis=1)
+        above_ms += np.stack([_runs_ms(cost, ordered[cut:]) for cut in range(count + 1)], axis=1)
         speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
         # Two groups that decode alike are one.
         speeds[self._alike, self._alike, 1:] = 0.0
@@ -169,12 +172,19 @@ class Policy:
             if request.choice is None:
                 request.choice = best[place]
             places.append(self._candidates.index(request.choice))
-        worth = _worth(tokens, objective)[np.arange(len(places)), places].sum()
+        own = np.arange(len(places)), places
+        worth, host_ms = _worth(tokens, objective)[own].sum(), self._host_ms(requests, tokens)[own].sum()
         groups: dict[int, list[int]] = {}
         for place, request in zip(places, requests, strict=True):
             groups.setdefault(place, []).append(request.slot)
-        ms = sum(float(_runs_ms(cost, slots)[place]) for place, slots in groups.items())
+        ms = host_ms + sum(float(_runs_ms(cost, slots)[place]) for place, slots in groups.items())
         return float(_speed(worth, ms, len(places), objective))
+
+    def _host_ms(self, requests: Sequence[PlannedRequest], tokens: np.ndarray) -> np.ndarray:
+        """Milliseconds that the host draws tokens for in a cycle, float64 [R, C]: all drafts, and those the verifier emits."""
+        draws = np.array([0.0 if request.draws is None else request.draws.ms for request in requests])
+        found: np.ndarray = draws[:, None] * (self._lengths - 1 + tokens)
+        return found
 
     def _best_draft(self, request: PlannedRequest, batch: int, history: float) -> Choice:
         tokens = expected_tokens(request.shares(), self._lengths)
@@ -193,6 +203,13 @@ class Policy:
                 table[place, 1:] = [self.cycle_ms(choice, size, bucket * _HISTORY_STEP) for size in range(1, batch + 1)]
             self._tables[batch, bucket] = table
         return table
+
+
+def _summed(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0 to R rows of `values` [R, C], float64 [C, R + 1]."""
+    found = np.zeros((values.shape[1], len(values) + 1))
+    np.cumsum(values.T, axis=1, out=found[:, 1:])
+    return found
 
 
 def _runs_ms(cost: np.ndarray, slots: Sequence[int]) -> np.ndarray:

@@ -70,9 +70,13 @@ class PlannedRow:
         self._row.fill(ids)
 
     def absorb(self, output: RowOutput) -> RowStep:
-        is_verified = self._row.role is Role.VERIFY
+        role, draws = self._row.role, self.request.draws
+        begin_s = 0.0 if draws is None else draws.clock()
         report = self._row.absorb(output)
+        if draws is not None:
+            num_drawn = self._choice.block_length - 1 if role is Role.DRAFT else len(report.emitted)
+            draws.observe(max(1, num_drawn), draws.clock() - begin_s)
         # The last cycle of an answer is cut, so it does not tell how far drafts are right.
-        if is_verified and self.sequence.finish_reason is None:
+        if role is Role.VERIFY and self.sequence.finish_reason is None:
             self.request.observe(report.accepted)
         return report

@@ -176,6 +176,17 @@ class TestPolicy:
             chosen.append(lengths(requests)[0])
         assert chosen == [1, 32]
 
+    def test_drawing_tokens_on_the_host_makes_blocks_shorter(self) -> None:
+        chosen = []
+        for draw_ms in (0.0, 3.0, 5.0):
+            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
+            requests = planned(policy, 12)
+            policy.draws.observe(1, draw_ms / 1e3)
+            requests[0].draws = policy.draws
+            policy.decide(requests, 100.0)
+            chosen += lengths(requests)
+        assert chosen == [16, 8, 1]
+
     def test_tries_drafting_again_after_a_hard_text(self) -> None:
         policy = Policy(device(5.0, 0.02), [4, 8], 32)
         requests = planned(policy, 0, cycles=3000)
