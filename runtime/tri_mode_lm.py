@@ -12,6 +12,7 @@ from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import LatencyModel, Policy
@@ -30,36 +31,41 @@ class TriModeLM:
         tokenizer: Tokenizer,
         options: EngineOptions | None = None,
         policy: Policy | None = None,
+        sampler: LearnedSampler | None = None,
     ) -> None:
-        """Use `from_bundle`, or bring a session; and a `policy`, for mode `auto`.
+        """Use `from_bundle`, or bring a session; and a `policy` for mode `auto`, a `sampler` for requests that ask for it.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `options` exceed what was built.
         """
         self.session = session
         self.tokenizer = tokenizer
-        self.engine = TriModeEngine(session, tokenizer, options, policy=policy)
+        self.engine = TriModeEngine(session, tokenizer, options, policy=policy, sampler=sampler)
         # Events of requests whose consumer has not asked for them yet.
         self._events: dict[int, deque[StreamEvent]] = {}
 
     @classmethod
-    def from_bundle(cls, path: str | Path, verify: bool = True, num_threads: int | None = None) -> TriModeLM:
+    def from_bundle(
+        cls, path: str | Path, verify: bool = True, num_threads: int | None = None, sampler: str | Path | None = None
+    ) -> TriModeLM:
         """Open the bundle at `path` and its engines; and the step times beside it, if `nemodiff calibrate` measured them.
 
         Args:
             path: folder that `build_engines` wrote.
             verify: compare the checksum of every file first.
             num_threads: CPU threads a step may use; None for all CPUs of the process.
+            sampler: folder of a learned sampler.
 
         Raises:
             BundleError: a file is missing, altered or unknown, or nothing here runs the bundle's target.
-            InvalidInputError: `num_threads` is not positive.
+            InvalidInputError: `num_threads` is not positive, or the sampler is damaged or of another vocabulary.
         """
         bundle = Bundle.open(path, verify=verify)
         session = open_session(bundle, num_threads)
         times = latency_file(bundle.path)
         policy = Policy.for_session(session, LatencyModel.read(times)) if times.exists() else None
-        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy)
+        learned = None if sampler is None else LearnedSampler.open(sampler)
+        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), policy=policy, sampler=learned)
 
     def generate(
         self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +55,10 @@ class GenerateArguments(SamplingArguments):
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="diffusion: passes a block, instead of a threshold.")
     ] = None
+    sampler: Annotated[
+        Path | None,
+        typer.Option("--sampler", metavar="DIR", help="diffusion: learned sampler whose scores the threshold is of."),
+    ] = None
     draft_groups: Annotated[
         int | None,
         typer.Option("--draft-groups", metavar="K", help="quadratic: draft for the K most likely lengths of acceptance only."),
@@ -96,6 +101,7 @@ def generate(arguments: GenerateArguments) -> None:
         block_length=arguments.block_length,
         threshold=arguments.threshold,
         steps=arguments.steps,
+        learned_sampler=arguments.sampler is not None,
         draft_groups=arguments.draft_groups,
         num_leaves=arguments.num_leaves,
         stop=tuple(arguments.stop or ()),
@@ -105,7 +111,7 @@ def generate(arguments: GenerateArguments) -> None:
         sampling=read_sampling(arguments, arguments.logprobs),
     )
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
-    model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
+    model = open_model(arguments.bundle, arguments.num_threads, arguments.verify, arguments.sampler)
     prompts = as_chat(lines, model, arguments.chat, arguments.thinking)
     if arguments.stream:
         _stream(model, prompts, options)
