@@ -9,6 +9,8 @@ from torch.nn import functional
 from nemodiff_trt.sampler.settings import LEAST_PROBABILITY, NUM_CANDIDATES, SCALARS, SamplerSettings
 
 ROTARY_THETA = 1e4
+# Of embeddings and of what a layer adds, in training: states of one block resemble each other, so few are many.
+EMBEDDING_DROPOUT, LAYER_DROPOUT = 0.3, 0.1
 
 
 def scalar_features(input_ids: Tensor, probabilities: Tensor, mask_token_id: int) -> Tensor:
@@ -57,8 +59,11 @@ class SamplerLayer(nn.Module):
         rows, step, width = x.shape
         heads = self.qkv(self.norm_attention(x)).view(rows, step, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(rotate(heads[0]), rotate(heads[1]), heads[2])
-        x = x + self.output(mixed.transpose(1, 2).reshape(rows, step, width))
-        return x + self.down(functional.gelu(self.up(self.norm_ffn(x)), approximate="tanh"))  # type: ignore[no-any-return]
+        x = x + self._drop(self.output(mixed.transpose(1, 2).reshape(rows, step, width)))
+        return x + self._drop(self.down(functional.gelu(self.up(self.norm_ffn(x)), approximate="tanh")))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, LAYER_DROPOUT, self.training)
 
 
 class SamplerNetwork(nn.Module):
@@ -89,7 +94,8 @@ class SamplerNetwork(nn.Module):
         """
         scalars = scalar_features(input_ids, probabilities, self.settings.mask_token_id)
         ids = torch.cat((input_ids[..., None], tokens[..., :NUM_CANDIDATES]), -1)
-        x = self.input(torch.cat(((scalars - self.mean) / self.spread, self.embedding(ids).flatten(-2)), -1))
+        embedded = functional.dropout(self.embedding(ids).flatten(-2), EMBEDDING_DROPOUT, self.training)
+        x = self.input(torch.cat(((scalars - self.mean) / self.spread, embedded), -1))
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x))[..., 0]  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from nemodiff_trt.training.options import options_fingerprint
 from nemodiff_trt.training.samples import SampleEncoder
 from nemodiff_trt.training.trajectories import States, collect
 
-LOG_EVERY, SAVE_EVERY = 50, 200
+LOG_EVERY, SAVE_EVERY = 50, 100
 STATES_FOLDER = "states"
 # Every so many chunks one is kept for choosing the weights.
 HELD_OUT_EVERY = 8
@@ -50,7 +50,7 @@ class SamplerOptions:
     chunk_blocks: int = 64
     block_lengths: tuple[int, ...] = (32, 16, 8)
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_chunks", "chunk_blocks", "batch_size"):
@@ -101,12 +101,15 @@ class SamplerTrainee:
         self.held_out = chunks[::HELD_OUT_EVERY]
         self.chunks = [chunk for index, chunk in enumerate(chunks) if index % HELD_OUT_EVERY]
         self.best_area, self.best = 0.0, {name: value.clone() for name, value in network.state_dict().items()}
-        adamw = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.01)
+        adamw = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.1)
         self.optimizers: Optimizers = (adamw,)
         self.fingerprint = options_fingerprint(options)
 
     def train_step(self, step: int) -> dict[str, float]:
         options = self.options
+        self.network.train()
+        # Dropout is drawn from the step number too, so that a resumed run is the same run.
+        torch.manual_seed(options.seed * 1_000_003 + step)
         rng = random.Random(f"{options.seed}/{step}/sampler")
         chunk = rng.choices(self.chunks, [len(chunk.blocks) for chunk in self.chunks])[0]
         picked = torch.tensor(rng.choices(range(len(chunk.blocks)), k=options.batch_size))
@@ -136,6 +139,7 @@ class SamplerTrainee:
 
 def held_out_area(network: SamplerNetwork, chunks: list[States]) -> float:
     """Area under the curve of `network` over the counted positions of `chunks`."""
+    network.eval()
     with torch.no_grad():
         scores = torch.cat([network(chunk.blocks, chunk.tokens, chunk.probabilities)[chunk.counts] for chunk in chunks])
     return area_under_curve(scores, torch.cat([chunk.kept[chunk.counts] for chunk in chunks]))
