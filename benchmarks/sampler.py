@@ -31,8 +31,8 @@ from nemodiff_trt.vocabulary import Role
 
 SEED = 9_000_001
 BLOCK_LENGTHS = (8, 16, 32)
-PLAIN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998, 1.0)
-LEARNED = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+PLAIN = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
+LEARNED = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 WANTED_GAIN = 1.15
 NUM_TIMED = 300
 
@@ -138,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sampler", type=Path, required=True, help="folder that nemodiff train sampler wrote")
     parser.add_argument("--bundle", type=Path, help="built with --sampling; made from nemodiff-tiny otherwise")
-    parser.add_argument("--num-problems", type=int, default=200)
+    parser.add_argument("--num-problems", type=int, default=128)
     parser.add_argument("--block-lengths", default=",".join(map(str, BLOCK_LENGTHS)))
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--plot", type=Path)
