@@ -1,7 +1,4 @@
-"""The learned sampler at decoding time: a numpy forward of its few thousand weights, so that it needs no backend.
-
-One forward of the packaged sampler costs less than a call into a runtime with its bindings would save.
-"""
+"""The learned sampler at decoding time: a numpy forward of its few thousand weights, so that it needs no backend."""
 
 from __future__ import annotations
 
