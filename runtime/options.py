@@ -28,6 +28,8 @@ class GenerationOptions:
         threshold: confidence from 0 to 1 that fixes a masked position. In `diffusion` 0.9 unless `steps` is given; in
             `self_speculation` None and 0 draft in one pass, more drafts in several.
         steps: `diffusion` only, instead of a threshold: passes over which the masks of a block are evenly spread.
+        learned_sampler: `diffusion` only: fix by the score of the engine's learned sampler in place of the confidence; the
+            threshold is then one of scores. Needs engines with logits, and greedy decoding.
         draft_groups: `quadratic` only: draft for so many lengths at which a block may be accepted, the most likely ones by
             experience, instead of for all; far fewer tokens a run.
         num_leaves: `self_speculation` only: positions of a draft at which its second choice is verified too. Needs engines
@@ -49,6 +51,7 @@ class GenerationOptions:
     block_length: int | None = None
     threshold: float | None = None
     steps: int | None = None
+    learned_sampler: bool = False
     draft_groups: int | None = None
     num_leaves: int = 0
     lookup_ngram: int = 0
@@ -67,7 +70,7 @@ class GenerationOptions:
         for name, least in (("block_length", 2), ("steps", 1), ("draft_groups", 1), ("max_thinking_tokens", 0)):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least)
-        for name in ("ignore_eos", "enable_thinking"):
+        for name in ("ignore_eos", "enable_thinking", "learned_sampler"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
         if not isinstance(self.sampling, SamplingOptions):
@@ -82,6 +85,7 @@ class GenerationOptions:
         if self.lookup_ngram and (self.mode is not Mode.SELF_SPECULATION or self.threshold or self.num_leaves):
             allowed = "0 but in mode self_speculation without threshold and leaves"
             raise InvalidInputError("lookup_ngram", self.lookup_ngram, allowed)
+        self._check_sampler()
         self._check_acceptance()
 
     def _check_commit_rule(self) -> None:
@@ -96,6 +100,12 @@ class GenerationOptions:
             raise InvalidInputError("steps", self.steps, f"nothing in mode {self.mode}, only in diffusion")
         if self.steps is not None and self.threshold is not None:
             raise InvalidInputError("steps", self.steps, "nothing when a threshold is given: either decides what is fixed")
+
+    def _check_sampler(self) -> None:
+        if self.learned_sampler and (self.mode is not Mode.DIFFUSION or self.steps is not None):
+            raise InvalidInputError("learned_sampler", True, "false but in mode diffusion with a threshold")
+        if self.learned_sampler and self.sampling.temperature > 0:
+            raise InvalidInputError("learned_sampler", True, "false with a temperature: it scores greedy guesses")
 
     def _check_acceptance(self) -> None:
         """Rejection is exact for drafts that depend on no later one, as those of a single pass do."""

@@ -12,6 +12,7 @@ from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.answer import GenerationResult, StreamEvent
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import Policy, open_policy
@@ -29,15 +30,16 @@ class TriModeLM:
         tokenizer: Tokenizer,
         options: EngineOptions | None = None,
         policy: Policy | None = None,
+        sampler: LearnedSampler | None = None,
     ) -> None:
-        """Use `from_bundle`, or bring a session; and a `policy`, for mode `auto`.
+        """Use `from_bundle`, or bring a session; and a `policy` for mode `auto`, a `sampler` for requests that ask for it.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `options` exceed what was built.
         """
         self.session = session
         self.tokenizer = tokenizer
-        self.engine = TriModeEngine(session, tokenizer, options, policy=policy)
+        self.engine = TriModeEngine(session, tokenizer, options, policy=policy, sampler=sampler)
         # Events of requests whose consumer has not asked for them yet.
         self._events: dict[int, deque[StreamEvent]] = {}
 
@@ -48,6 +50,7 @@ class TriModeLM:
         verify: bool = True,
         num_threads: int | None = None,
         options: EngineOptions | None = None,
+        sampler: str | Path | None = None,
     ) -> TriModeLM:
         """Open the bundle at `path` and its engines; and the step times beside it, if `nemodiff calibrate` measured them.
 
@@ -56,15 +59,18 @@ class TriModeLM:
             verify: compare the checksum of every file first.
             num_threads: CPU threads a step may use; None for all CPUs of the process.
             options: limits of the engine loop.
+            sampler: folder of a learned sampler.
 
         Raises:
             BundleError: a file is missing, altered or unknown, or nothing here runs the bundle's target.
-            InvalidInputError: `num_threads` is not positive, or `options` exceed what was built.
+            InvalidInputError: `num_threads` is not positive, `options` exceed what was built, or the sampler is damaged
+                or of another vocabulary.
         """
         bundle = Bundle.open(path, verify=verify)
         session = open_session(bundle, num_threads)
         policy = open_policy(bundle.path, session)
-        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), options, policy)
+        learned = None if sampler is None else LearnedSampler.open(sampler)
+        return cls(session, Tokenizer.from_dir(bundle.tokenizer_dir), options, policy, learned)
 
     def generate(
         self, prompts: Prompt | Sized[Prompt], options: GenerationOptions | None = None, *, n: int = 1, **changes: Any

@@ -79,6 +79,40 @@ def train_drafter_command(
     typer.echo(str(output / "checkpoint"))
 
 
+@app.command("sampler")
+def train_sampler_command(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint whose denoising is learned; its weights stay frozen.")],
+    output: RunFolder,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Of data, weights and batches.")] = 1,
+    chunks: Annotated[
+        int, typer.Option(min=2, help="Files of denoising states to collect, 15 s each; 1 in 8 is held out.")
+    ] = 24,
+) -> None:
+    """Collect denoising states of a frozen checkpoint and train its learned sampler; writes OUTPUT/sampler."""
+    import dataclasses
+
+    import torch
+
+    from nemodiff_trt.checkpoint import Checkpoint
+    from nemodiff_trt.sampler.files import write_sampler
+    from nemodiff_trt.tokenizer import Tokenizer
+    from nemodiff_trt.training.samples import chat_encoder
+    from nemodiff_trt.training.train_model import MAX_POSITIONS
+    from nemodiff_trt.training.train_sampler import SamplerOptions, train_sampler
+
+    options = SamplerOptions(num_steps=steps, seed=seed, num_chunks=chunks)
+    source = Checkpoint.open(checkpoint)
+    decoder = source.load_decoder(MAX_POSITIONS, torch.float32, adapter=False)
+    encoder = chat_encoder(Tokenizer.from_dir(checkpoint), source.config.eos_token_id)
+    with progress_bar("sampler", steps) as progress:
+        network, area = train_sampler(decoder, encoder, options, output, progress)
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    training = {**dataclasses.asdict(options), "held_out_area_under_curve": round(area, 5)}
+    write_sampler(output / "sampler", network.settings, weights, training)
+    typer.echo(str(output / "sampler"))
+
+
 @contextmanager
 def progress_bar(title: str, num_steps: int) -> Iterator[Progress]:
     """A bar on standard error with the latest losses; yields the callback that moves it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,10 @@ class GenerateArguments(AnswerArguments):
         str | None,
         typer.Option("--prompts-file", metavar="F", help='One prompt a line: JSON with "prompt" or "messages", or plain text.'),
     ] = None
+    sampler: Annotated[
+        Path | None,
+        typer.Option("--sampler", metavar="DIR", help="diffusion: learned sampler whose scores the threshold is of."),
+    ] = None
     stream: Annotated[bool, typer.Option("--stream", help="Print text as soon as it is certain.")] = False
     logprobs: Annotated[
         int | None,
@@ -50,8 +55,10 @@ def generate(arguments: GenerateArguments) -> None:
     if arguments.logprobs is not None and not arguments.as_json:
         raise InvalidInputError("logprobs", arguments.logprobs, "nothing without json, which reports them")
     options = read_generation(arguments, arguments.logprobs)
+    if arguments.sampler is not None:
+        options = options.changed(learned_sampler=True)
     lines = read_prompts(arguments.prompt or [], arguments.prompts_file, arguments.source)
-    model = open_model(arguments.bundle, arguments.num_threads, arguments.verify)
+    model = open_model(arguments.bundle, arguments.num_threads, arguments.verify, arguments.sampler)
     prompts = as_chat(lines, model, arguments.chat, arguments.thinking)
     if arguments.stream:
         _stream(model, prompts, options)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 
 
-def open_model(bundle_dir: Path, num_threads: int | None, verify: bool) -> TriModeLM:
-    """Model of the bundle at `bundle_dir`."""
+def open_model(bundle_dir: Path, num_threads: int | None, verify: bool, sampler: Path | None = None) -> TriModeLM:
+    """Model of the bundle at `bundle_dir`, with the learned sampler in the folder `sampler` if there is one."""
     from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 
-    return TriModeLM.from_bundle(bundle_dir, verify=verify, num_threads=num_threads)
+    return TriModeLM.from_bundle(bundle_dir, verify=verify, num_threads=num_threads, sampler=sampler)
 
 
 def as_chat(prompts: list[PromptLine], model: TriModeLM, use_chat: bool | None, thinking: bool) -> list[Prompt]:

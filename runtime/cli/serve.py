@@ -53,6 +53,9 @@ class ServeArguments:
         Objective | None,
         typer.Option("--objective", help="What mode auto goes for. Default: latency until requests wait, then throughput."),
     ] = None
+    sampler: Annotated[
+        Path | None, typer.Option("--sampler", metavar="DIR", help="Learned sampler for requests with learned_sampler.")
+    ] = None
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", help="Answers that may wait; more are refused with status 429.")
     ] = 256

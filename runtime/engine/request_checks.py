@@ -25,6 +25,7 @@ class RequestChecks:
         has_logits: whether engines return them.
         can_plan: whether step times are known, which mode `auto` chooses by.
         tokenizer: of the model.
+        has_sampler: whether there is a learned sampler.
     """
 
     model: ModelConfig
@@ -33,6 +34,7 @@ class RequestChecks:
     has_logits: bool
     can_plan: bool
     tokenizer: Tokenizer
+    has_sampler: bool = False
 
     def check_options(self, options: GenerationOptions) -> None:
         """Refuse options that the engines cannot serve.
@@ -44,6 +46,9 @@ class RequestChecks:
         if options.mode is Mode.AUTO and not self.can_plan:
             allowed = "a fixed mode, because no step times are known: nemodiff calibrate measures them"
             raise InvalidInputError("mode", str(options.mode), allowed)
+        if options.learned_sampler and not (self.has_sampler and self.has_logits):
+            allowed = "false without a sampler given to the engine, and engines built with --sampling"
+            raise InvalidInputError("learned_sampler", True, allowed)
         options.sampling.check_for(self.model.vocab_size, self.model.mask_token_id, self.has_logits)
         if options.num_leaves and not self.has_logits:
             raise InvalidInputError("num_leaves", options.num_leaves, "0: build the engines with --sampling for others")

@@ -22,6 +22,7 @@ from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.prefix_store import PrefixStore, common_prefix
 from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import Policy
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -60,8 +61,14 @@ class TokenEngine:
     with `Sequence.finish`.
     """
 
-    def __init__(self, session: Session, options: EngineOptions | None = None, policy: Policy | None = None) -> None:
-        """Allocate the cache. Requests in mode `auto` decode as `policy` chooses.
+    def __init__(
+        self,
+        session: Session,
+        options: EngineOptions | None = None,
+        policy: Policy | None = None,
+        sampler: LearnedSampler | None = None,
+    ) -> None:
+        """Allocate the cache. Requests in mode `auto` decode as `policy` chooses, those that ask for `sampler` by its scores.
 
         Raises:
             InvalidInputError: `max_active` exceeds what the engines were built for.
@@ -86,7 +93,7 @@ class TokenEngine:
         self._dropped: list[int] = []
         self._numbers = itertools.count()
         self._is_draining = False
-        self._shared = SharedKnowledge(policy=policy)
+        self._shared = SharedKnowledge(policy=policy, sampler=sampler)
         # One block of memory for the token ids of every step.
         self._ids = np.zeros(num_slots * max(limits.longest_step(role) for role in session.roles), np.int64)
         self._last_index = np.zeros(num_slots, np.int64)

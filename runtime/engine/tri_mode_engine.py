@@ -15,6 +15,7 @@ from nemodiff_trt.runtime.engine.options import EngineOptions
 from nemodiff_trt.runtime.engine.request_checks import RequestChecks
 from nemodiff_trt.runtime.engine.token_engine import TokenEngine
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import Policy
 from nemodiff_trt.runtime.prompts import Prompt
@@ -47,6 +48,7 @@ class TriModeEngine:
         options: EngineOptions | None = None,
         clock: Callable[[], float] = time.perf_counter,
         policy: Policy | None = None,
+        sampler: LearnedSampler | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -56,17 +58,20 @@ class TriModeEngine:
             options: limits of the loop.
             clock: in seconds; deadlines and times are measured by it.
             policy: chooses for requests in mode `auto`; without one they are refused.
+            sampler: scores guesses for requests that ask for it; without one they are refused.
 
         Raises:
             InvalidInputError: the tokenizer knows ids that the model does not, or `max_active` exceeds what was built.
         """
         if tokenizer.vocab_size > session.model.vocab_size:
             raise InvalidInputError("tokenizer", f"{tokenizer.vocab_size} ids", f"at most {session.model.vocab_size}")
+        if sampler is not None:
+            sampler.check_for(session.model.vocab_size, session.model.mask_token_id)
         self.session = session
         self.tokenizer = tokenizer
         self._timed = TimedSession(session)
-        self._tokens = TokenEngine(self._timed, options, policy)
-        self._policy = policy
+        self._tokens = TokenEngine(self._timed, options, policy, sampler)
+        self._policy, self._has_sampler = policy, sampler is not None
         self._clock = clock
         self._answers: dict[int, Answer] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -196,6 +201,7 @@ class TriModeEngine:
             has_logits=session.has_logits,
             can_plan=self._policy is not None,
             tokenizer=self.tokenizer,
+            has_sampler=self._has_sampler,
         )
 
     def _expire(self, now_s: float) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from nemodiff_trt.runtime.decisions import CommitRule
 from nemodiff_trt.runtime.events import RowStep
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.rows.block_row import BlockRow
-from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider
+from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider, logits_of
 from nemodiff_trt.runtime.rows.mask_filling import fix_masks
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
 from nemodiff_trt.runtime.sampling import TokenLogprobs
@@ -23,7 +24,7 @@ class DiffusionRow(BlockRow):
     in it, or the thinking budget cuts it.
     """
 
-    __slots__ = ("_logprobs", "_num_emitted", "_pass", "_rule")
+    __slots__ = ("_logprobs", "_num_emitted", "_pass", "_rule", "_sampler")
 
     def __init__(
         self,
@@ -33,10 +34,14 @@ class DiffusionRow(BlockRow):
         mask_token_id: int,
         decider: Decider,
         rule: CommitRule,
+        sampler: LearnedSampler | None = None,
     ) -> None:
-        """Start the first block; arguments as of `BlockRow`, and the `rule` which positions a pass fixes."""
+        """Start the first block; arguments as of `BlockRow`, and the `rule` which positions a pass fixes.
+
+        A `sampler` gives the confidence that rule goes by; without it, it is the probability of the guess.
+        """
         super().__init__(sequence, num_cached, block_length, mask_token_id, decider)
-        self._rule = rule
+        self._rule, self._sampler = rule, sampler
         self._start()
 
     def absorb(self, output: RowOutput) -> RowStep:
@@ -56,7 +61,8 @@ class DiffusionRow(BlockRow):
         sequence.cycles += self._pass == 0
         quota = self._rule.quota(self._pass, len(block) - 1)
         position = len(sequence.tokens) - self._num_emitted
-        committed = fix_masks(block, output, self._decider, self._mask_token_id, self._rule.threshold, quota, position)
+        scores = None if self._sampler is None else self._sampler.scores(block, logits_of(output))
+        committed = fix_masks(block, output, self._decider, self._mask_token_id, self._rule.threshold, quota, position, scores)
         self._pass += 1
         offsets, tokens = [offset for offset, _ in committed], [token for _, token in committed]
         self._logprobs.update(zip(offsets, self._decider.logprobs(output, offsets, tokens), strict=False))

@@ -17,14 +17,18 @@ def fix_masks(
     threshold: float | None,
     quota: int,
     position: int,
+    scores: np.ndarray | None = None,
 ) -> list[tuple[int, int]]:
     """Fill masks of `block` int64 [S] in place, by the rule of `most_confident`; `position` is the place of its first token.
+
+    `scores` float32 [S] take the place of the decider's confidence, where given.
 
     Returns:
         (offset, token) of those fixed now, in order.
     """
     masked = np.flatnonzero(block == mask_token_id)
     guesses = decider.guess(output, masked, position)
-    chosen = most_confident(decider.confidence(output, masked, guesses), threshold, quota)
+    confidence = decider.confidence(output, masked, guesses) if scores is None else scores[masked]
+    chosen = most_confident(confidence, threshold, quota)
     block[masked[chosen]] = guesses[chosen]
     return list(zip(masked[chosen].tolist(), guesses[chosen].tolist(), strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import PlannedRequest, Policy
 from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
@@ -29,10 +30,12 @@ class SharedKnowledge:
     Attributes:
         acceptance: of pruned quadratic requests, by block length; a missing entry is made.
         policy: of requests in mode `auto`, if there is one.
+        sampler: of requests that ask for it, if there is one.
     """
 
     acceptance: dict[int, AcceptanceHistogram] = field(default_factory=dict)
     policy: Policy | None = None
+    sampler: LearnedSampler | None = None
 
 
 def start_row(
@@ -55,7 +58,8 @@ def start_row(
     if options.mode is Mode.AR:
         return AutoregressiveRow(sequence, num_cached, decider)
     if options.mode is Mode.DIFFUSION:
-        return DiffusionRow(sequence, num_cached, block_length, mask, decider, options.commit_rule())
+        sampler = shared.sampler if options.learned_sampler else None
+        return DiffusionRow(sequence, num_cached, block_length, mask, decider, options.commit_rule(), sampler)
     if options.mode is Mode.QUADRATIC:
         if options.draft_groups is None:
             return QuadraticRow(sequence, num_cached, block_length, mask, decider)

@@ -56,6 +56,7 @@ OPTION_FIELDS = (
     OptionField("block_length", "block_length", int, "Tokens of a block."),
     OptionField("threshold", "threshold", float, "Confidence that fixes a masked token."),
     OptionField("steps", "steps", int, "diffusion: passes a block, instead of a threshold."),
+    OptionField("learned_sampler", "learned_sampler", bool, "diffusion: fix tokens by the scores of the server's sampler."),
     OptionField("draft_groups", "draft_groups", int, "quadratic: lengths of acceptance that are drafted for."),
     OptionField("num_leaves", "num_leaves", int, "self_speculation: second choices verified beside a draft."),
     OptionField("lookup_ngram", "lookup_ngram", int, "self_speculation: draft what followed the last so many tokens before."),

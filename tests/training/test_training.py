@@ -19,29 +19,14 @@ from nemodiff_trt.training.dual_stream import hidden_states
 from nemodiff_trt.training.loop import LoopOptions, run_loop
 from nemodiff_trt.training.objective import joint_loss
 from nemodiff_trt.training.optimizers import learning_rate_factor
-from nemodiff_trt.training.options import TrainingOptions, tiny_model_config
+from nemodiff_trt.training.options import TrainingOptions
 from nemodiff_trt.training.packing import PackShape, pack_batch
-from nemodiff_trt.training.samples import Sample, SampleEncoder
+from nemodiff_trt.training.samples import Sample
 from nemodiff_trt.training.train_drafter import DrafterOptions, train_drafter
 from nemodiff_trt.training.train_model import ModelTrainee, train_model
+from support.small_training import CONFIG, ENCODER, silent
 
-CONFIG = dataclasses.replace(
-    tiny_model_config(),
-    num_hidden_layers=2,
-    hidden_size=32,
-    intermediate_size=48,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=357,
-)
 OPTIONS = TrainingOptions(num_steps=6, num_rows=2, num_clean=448, num_noisy=448, warmup_steps=2, model=CONFIG)
-# Bytes as tokens: enough to train on, with no tokenizer to build.
-ENCODER = SampleEncoder(lambda text: [101 + byte for byte in text.encode()], lambda text, _: text, CONFIG.eos_token_id)
-
-
-def silent(step: int, entry: dict[str, float]) -> None:
-    """Progress nobody watches."""
 
 
 def decoder_with_random_weights() -> TriModeDecoder:
