@@ -72,7 +72,8 @@ class LearnedSampler:
         match = np.exp(match - match.max(-1, keepdims=True))
         mixed = (match / match.sum(-1, keepdims=True)) @ value
         x = x + self._linear(f"{name}output", mixed.transpose(1, 0, 2).reshape(step, width))
-        return x + self._linear(f"{name}down", _gelu(self._linear(f"{name}up", self._norm(f"{name}norm_ffn", x))))
+        result: np.ndarray = x + self._linear(f"{name}down", _gelu(self._linear(f"{name}up", self._norm(f"{name}norm_ffn", x))))
+        return result
 
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
         result: np.ndarray = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]

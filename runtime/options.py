@@ -104,8 +104,11 @@ class GenerationOptions:
     def _check_sampler(self) -> None:
         if self.learned_sampler and (self.mode is not Mode.DIFFUSION or self.steps is not None):
             raise InvalidInputError("learned_sampler", True, "false but in mode diffusion with a threshold")
-        if self.learned_sampler and self.sampling.temperature > 0:
-            raise InvalidInputError("learned_sampler", True, "false with a temperature: it scores greedy guesses")
+        plain = SamplingOptions(seed=self.sampling.seed, logprobs=self.sampling.logprobs)
+        if self.learned_sampler and self.sampling != plain:
+            raise InvalidInputError(
+                "learned_sampler", True, "false with sampling, bias or penalties: it scores the engine's guesses"
+            )
 
     def _check_acceptance(self) -> None:
         """Rejection is exact for drafts that depend on no later one, as those of a single pass do."""

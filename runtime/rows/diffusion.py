@@ -10,7 +10,7 @@ from nemodiff_trt.runtime.events import RowStep
 from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.rows.block_row import BlockRow
 from nemodiff_trt.runtime.rows.decider import NO_DRAFTS, Decider, logits_of
-from nemodiff_trt.runtime.rows.mask_filling import fix_masks
+from nemodiff_trt.runtime.rows.mask_filling import fix_masks, fix_scored_masks
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
 from nemodiff_trt.runtime.sampling import TokenLogprobs
 from nemodiff_trt.runtime.sequence import Sequence
@@ -61,8 +61,12 @@ class DiffusionRow(BlockRow):
         sequence.cycles += self._pass == 0
         quota = self._rule.quota(self._pass, len(block) - 1)
         position = len(sequence.tokens) - self._num_emitted
-        scores = None if self._sampler is None else self._sampler.scores(block, logits_of(output))
-        committed = fix_masks(block, output, self._decider, self._mask_token_id, self._rule.threshold, quota, position, scores)
+        mask, threshold = self._mask_token_id, self._rule.threshold
+        if self._sampler is not None and threshold is not None:
+            scores = self._sampler.scores(block, logits_of(output))
+            committed = fix_scored_masks(block, output.token, scores, mask, threshold)
+        else:
+            committed = fix_masks(block, output, self._decider, mask, threshold, quota, position)
         self._pass += 1
         offsets, tokens = [offset for offset, _ in committed], [token for _, token in committed]
         self._logprobs.update(zip(offsets, self._decider.logprobs(output, offsets, tokens), strict=False))

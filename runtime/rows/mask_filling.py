@@ -17,18 +17,27 @@ def fix_masks(
     threshold: float | None,
     quota: int,
     position: int,
-    scores: np.ndarray | None = None,
 ) -> list[tuple[int, int]]:
     """Fill masks of `block` int64 [S] in place, by the rule of `most_confident`; `position` is the place of its first token.
-
-    `scores` float32 [S] take the place of the decider's confidence, where given.
 
     Returns:
         (offset, token) of those fixed now, in order.
     """
     masked = np.flatnonzero(block == mask_token_id)
     guesses = decider.guess(output, masked, position)
-    confidence = decider.confidence(output, masked, guesses) if scores is None else scores[masked]
-    chosen = most_confident(confidence, threshold, quota)
-    block[masked[chosen]] = guesses[chosen]
-    return list(zip(masked[chosen].tolist(), guesses[chosen].tolist(), strict=True))
+    chosen = most_confident(decider.confidence(output, masked, guesses), threshold, quota)
+    return _fix(block, masked[chosen], guesses[chosen])
+
+
+def fix_scored_masks(
+    block: np.ndarray, token: np.ndarray, scores: np.ndarray, mask_token_id: int, threshold: float
+) -> list[tuple[int, int]]:
+    """The same by `scores` float32 [S] of the guesses `token` int64 [S]: the best one, and all that reach the threshold."""
+    masked = np.flatnonzero(block == mask_token_id)
+    chosen = masked[most_confident(scores[masked], threshold, 1)]
+    return _fix(block, chosen, token[chosen])
+
+
+def _fix(block: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> list[tuple[int, int]]:
+    block[offsets] = tokens
+    return list(zip(offsets.tolist(), tokens.tolist(), strict=True))

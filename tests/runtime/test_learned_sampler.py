@@ -13,8 +13,9 @@ from nemodiff_trt.plugins.decision_top_k.reference import decision_top_k_referen
 from nemodiff_trt.runtime.learned_sampler import LearnedSampler, best_guesses
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.rows.decider import GreedyDecider
-from nemodiff_trt.runtime.rows.mask_filling import fix_masks
+from nemodiff_trt.runtime.rows.mask_filling import fix_masks, fix_scored_masks
 from nemodiff_trt.runtime.rows.row_decoder import RowOutput
+from nemodiff_trt.runtime.sampling import SamplingOptions
 from nemodiff_trt.sampler.files import WEIGHTS_FILE, write_sampler
 from nemodiff_trt.sampler.network import SamplerNetwork
 from nemodiff_trt.sampler.settings import SamplerSettings
@@ -66,10 +67,10 @@ def test_scores_take_the_place_of_confidence() -> None:
     block = np.array([3, MASK, MASK, MASK])
     output = RowOutput(np.array([0, 11, 12, 13]), np.array([1, 0.99, 0.1, 0.2], np.float32))
     scores = np.array([0.9, 0.1, 0.8, 0.3], np.float32)
-    assert fix_masks(block.copy(), output, GreedyDecider(), MASK, 0.7, 1, 0, scores) == [(2, 12)]
+    assert fix_scored_masks(block.copy(), output.token, scores, MASK, 0.7) == [(2, 12)]
     assert fix_masks(block.copy(), output, GreedyDecider(), MASK, 0.7, 1, 0) == [(1, 11)]
     # Where no score is enough, the best one is.
-    assert fix_masks(block.copy(), output, GreedyDecider(), MASK, 0.95, 1, 0, scores) == [(2, 12)]
+    assert fix_scored_masks(block.copy(), output.token, scores, MASK, 0.95) == [(2, 12)]
 
 
 def test_another_vocabulary_is_refused(folder: Path) -> None:
@@ -94,7 +95,16 @@ def test_damaged_files_are_refused(folder: Path, network: SamplerNetwork) -> Non
         LearnedSampler.open(folder)
 
 
-@pytest.mark.parametrize("options", [{"mode": "ar"}, {"mode": "self_speculation"}, {"mode": "diffusion", "steps": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "ar"},
+        {"mode": "self_speculation"},
+        {"mode": "diffusion", "steps": 4},
+        {"mode": "diffusion", "sampling": SamplingOptions(temperature=0.5)},
+    ],
+    ids=str,
+)
 def test_only_diffusion_with_a_threshold_takes_it(options: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match="learned_sampler"):
         GenerationOptions(learned_sampler=True, **options)  # type: ignore[arg-type]
