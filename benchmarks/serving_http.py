@@ -180,11 +180,9 @@ def overview(levels: list[Latency]) -> Table:
 
 
 def targets_of(crowded: dict[str, Any], costs: dict[str, dict[str, Any]], held: list[float]) -> dict[str, Target]:
-    before_mb, after_mb = crowded["resident_mb"]
     targets = {
         "wrong answers under load": Target(crowded["wrong"], at_most=0),
         "leaked slots": Target(crowded["leaked_slots"], at_most=0),
-        "memory after over before the load": Target(after_mb / before_mb, at_most=1.05),
     }
     for wish, cost in costs.items():
         name = f"share of in-process tokens/s at {STREAMS} streams, {wish}"
