@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from measure import interleaved, median_ratio
-from reference_model import ReferenceModel
 
 from nemodiff_trt.runtime.answer import GenerationResult
+from nemodiff_trt.runtime.bench.reference_model import ReferenceModel
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 

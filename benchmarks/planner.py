@@ -33,6 +33,7 @@ from nemodiff_trt.runtime.planner import AcceptanceModel, LatencyModel, PlannedR
 from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.simulator import AcceptanceProfile
+from nemodiff_trt.runtime.simulator.acceptance import PUBLISHED_TOKENS
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.training.problems import held_out_problems
 from nemodiff_trt.vocabulary import Mode, Role
@@ -40,9 +41,9 @@ from nemodiff_trt.vocabulary import Mode, Role
 SEED = 7_000_011
 BLOCK_LENGTHS = (4, 8, 16, 32)
 EASY = ("copy", "count")
-# Published means for the 8B model, tokens a cycle by block length, and the block lengths its users serve with.
-PUBLISHED_TOKENS = {8: 5.78, 16: 8.53, 32: 11.36}
+# Cached tokens of a request, about those the step times were taken at.
 HISTORY = 750.0
+# Block lengths that users of the 8B model serve with, by requests at a time.
 PUBLISHED_PAIRS = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16, 32: 16, 64: 8, 128: 8}
 
 Request = tuple[list[int], GenerationOptions]

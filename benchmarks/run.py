@@ -18,13 +18,13 @@ import torch
 from bundles import BuildCost, build
 from decode_speed import AR, REFERENCE, DecodeSpeed, measure_decode_speed, options_of, speculative
 from measure import Target, hardware, versions
-from reference_model import ReferenceModel
 from rich.console import Console
 from rich.table import Table
 from step_times import capacity_ratio, capacity_table, step_table
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.checkpoint import Checkpoint, resolve_checkpoint
+from nemodiff_trt.runtime.bench.reference_model import ReferenceModel
 from nemodiff_trt.runtime.engine import EngineOptions
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM

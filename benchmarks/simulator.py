@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from bundles import build
 from measure import Target, hardware, versions
-from planner import PUBLISHED_PAIRS, PUBLISHED_TOKENS, read_measurements
+from planner import PUBLISHED_PAIRS, read_measurements
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +45,7 @@ from nemodiff_trt.runtime.simulator import (
     simulate,
     summarize,
 )
+from nemodiff_trt.runtime.simulator.acceptance import PUBLISHED_TOKENS
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.training.problems import held_out_problems
 from nemodiff_trt.vocabulary import Mode, Precision, Role

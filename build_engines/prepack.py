@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.bundle.safetensors_layout import Span, plan_spans, read_header
 
 PACKED_SUFFIX = ".packed"
@@ -132,13 +133,11 @@ def _extend_weights(path: Path, packed: dict[str, list[_PackedMatrix]]) -> tuple
                 tensors[name] = (old[weight].dtype, (length // item_bytes,))
                 sources[name] = (matrix.file, offset)
     head, spans = plan_spans(tensors)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as out:
+    with replaced_file(path) as partial, partial.open("wb") as out:
         out.write(head)
         for name, span in sorted(spans.items(), key=lambda item: item[1].start):
             _append(out, *sources[name], span.num_bytes)
     added = sum(span.num_bytes for name, span in spans.items() if name not in old)
-    partial.replace(path)
     return spans, added
 
 

@@ -20,6 +20,7 @@ from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.cpu_features import missing_features
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.bound_cache import BoundCache, own_cache
 from nemodiff_trt.runtime.device_steps import DeviceStep, HostQueue, Work
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.recent_steps import RecentSteps, StepShape
@@ -49,28 +50,6 @@ class _Binding:
     cache_length: np.ndarray
     last_index: np.ndarray | None
     layout: StepLayout | None
-
-
-class TorchCache(KVCache[Tensor]):
-    """Keys and values in torch memory, and the bindings of the step shapes that ran on it or on views of it."""
-
-    __slots__ = ("bindings", "owner")
-
-    def __init__(
-        self,
-        owner: InductorSession,
-        keys: list[Tensor],
-        values: list[Tensor],
-        length: np.ndarray,
-        capacity: int,
-        bindings: RecentSteps[_Binding],
-    ) -> None:
-        super().__init__(keys, values, length, capacity)
-        self.owner = owner
-        self.bindings = bindings
-
-    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> TorchCache:
-        return TorchCache(self.owner, keys, values, length, self.capacity, self.bindings)
 
 
 class InductorSession:
@@ -134,7 +113,7 @@ class InductorSession:
     def has_logits(self) -> bool:
         return self._has_logits
 
-    def create_cache(self, batch_size: int, spare_rows: int = 0) -> TorchCache:
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache[Tensor, _Binding]:
         """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
@@ -146,7 +125,7 @@ class InductorSession:
         layers = range(model.num_hidden_layers)
         # Pages of zeros cost nothing before they are written to.
         keys, values = ([torch.zeros(shape, dtype=self.cache_dtype) for _ in layers] for _ in range(2))
-        return TorchCache(self, keys, values, np.zeros(num_rows, np.int64), capacity, RecentSteps())
+        return BoundCache(self, keys, values, np.zeros(num_rows, np.int64), capacity, RecentSteps())
 
     def run(
         self,
@@ -191,12 +170,12 @@ class InductorSession:
 
     def _binding(self, role: Role, step: int, cache: KVCache[Any]) -> _Binding:
         """Of one step shape on a cache that this session made."""
-        if not isinstance(cache, TorchCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        shape = StepShape(cache.first_row, cache.batch_size, role, step)
-        return cache.bindings.get(shape) or self._bind(shape, cache)
+        own = own_cache(cache, BoundCache, self)
+        shape = own.shape_of(role, step)
+        found: _Binding = own.bindings.get(shape) or self._bind(shape, own)
+        return found
 
-    def _bind(self, shape: StepShape, cache: TorchCache) -> _Binding:
+    def _bind(self, shape: StepShape, cache: BoundCache[Tensor, _Binding]) -> _Binding:
         """Allocate the inputs of one step shape and line them up with caches and weights, in the order of the contract."""
         _, batch, role, step = shape
         check_role_and_step(role, step, self._engines, self._limits)

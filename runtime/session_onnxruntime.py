@@ -18,6 +18,7 @@ from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import ENGINE_FLOAT, Limits, step_contract
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.bound_cache import BoundCache, own_cache
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.recent_steps import RecentSteps, StepShape
 from nemodiff_trt.runtime.scratch_array import ScratchArray
@@ -48,28 +49,6 @@ class _Binding:
     last_index: np.ndarray | None
     layout: StepLayout | None
     output: StepOutput
-
-
-class BoundCache(KVCache[np.ndarray]):
-    """Keys and values in numpy memory, and the bindings of the step shapes that ran on it or on views of it."""
-
-    __slots__ = ("bindings", "owner")
-
-    def __init__(
-        self,
-        owner: OnnxRuntimeSession,
-        keys: list[np.ndarray],
-        values: list[np.ndarray],
-        length: np.ndarray,
-        capacity: int,
-        bindings: RecentSteps[_Binding],
-    ) -> None:
-        super().__init__(keys, values, length, capacity)
-        self.owner = owner
-        self.bindings = bindings
-
-    def _over(self, keys: list[np.ndarray], values: list[np.ndarray], length: np.ndarray) -> BoundCache:
-        return BoundCache(self.owner, keys, values, length, self.capacity, self.bindings)
 
 
 class OnnxRuntimeSession:
@@ -127,7 +106,7 @@ class OnnxRuntimeSession:
     def has_logits(self) -> bool:
         return self._has_logits
 
-    def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache:
+    def create_cache(self, batch_size: int, spare_rows: int = 0) -> BoundCache[np.ndarray, _Binding]:
         """Empty cache for `batch_size` rows, see `Session.create_cache`.
 
         Raises:
@@ -154,17 +133,14 @@ class OnnxRuntimeSession:
         Raises:
             InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
         """
-        if not isinstance(cache, BoundCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        step = input_ids.shape[-1]
-        launched = self._launched(role, step, cache)
-        shape = StepShape(cache.first_row, cache.batch_size, role, launched)
-        binding = cache.bindings.get(shape) or self._bind(shape, step, cache)
+        own, step = own_cache(cache, BoundCache, self), input_ids.shape[-1]
+        shape = own.shape_of(role, self._launched(role, step, own))
+        binding: _Binding = own.bindings.get(shape) or self._bind(shape, step, own)
         fill_inputs(binding, input_ids, cache, last_index, layout)
         binding.engine.run_with_iobinding(binding.io)
         return binding.output
 
-    def _launched(self, role: Role, step: int, cache: BoundCache) -> int:
+    def _launched(self, role: Role, step: int, cache: KVCache[Any]) -> int:
         """Tokens that are run for a step of `step`: a lone token of `decode` gets another behind it, which nobody reads.
 
         ONNX Runtime multiplies a single row by other kernels, which sum in another order. With two rows and more, every row of
@@ -176,7 +152,7 @@ class OnnxRuntimeSession:
         has_room = longest_row(cache) + _LEAST_ROWS <= cache.capacity
         return max(step, _LEAST_ROWS) if has_room else step
 
-    def _bind(self, shape: StepShape, step: int, cache: BoundCache) -> _Binding:
+    def _bind(self, shape: StepShape, step: int, cache: BoundCache[np.ndarray, _Binding]) -> _Binding:
         """Allocate and bind the buffers of one step shape, of whose tokens the first `step` are asked for."""
         _, batch, role, launched = shape
         check_role_and_step(role, step, self._engines, self._limits)

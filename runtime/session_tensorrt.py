@@ -25,6 +25,7 @@ from nemodiff_trt.bundle.safetensors_layout import read_header
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.bound_cache import BoundCache, own_cache
 from nemodiff_trt.runtime.cuda_device import CudaDevice, Device
 from nemodiff_trt.runtime.device_steps import DeviceStep, Work
 from nemodiff_trt.runtime.gpu_check import check_device, check_memory, check_runnable, probe_device
@@ -73,25 +74,10 @@ class _BoundStep:
     replay: Callable[[], None] | None = None
 
 
-class DeviceCache(KVCache[Tensor]):
-    """Keys and values in device memory, and the steps that were bound to it or to views of it."""
+class DeviceCache(BoundCache[Tensor, _BoundStep]):
+    """Keys and values in device memory."""
 
-    __slots__ = ("memory", "owner", "steps")
-
-    def __init__(
-        self,
-        owner: TensorRTSession,
-        keys: list[Tensor],
-        values: list[Tensor],
-        length: np.ndarray,
-        memory: Tensor,
-        steps: RecentSteps[_BoundStep],
-    ) -> None:
-        super().__init__(keys, values, length, owner.limits.cache_capacity)
-        self.owner = owner
-        # The allocation keys and values are views of.
-        self.memory = memory
-        self.steps = steps
+    __slots__ = ()
 
     def copy_row(self, source: int, target: int, begin: int, end: int) -> None:
         # On the stream of the steps, so in their order.
@@ -109,9 +95,6 @@ class DeviceCache(KVCache[Tensor]):
             found |= dict.fromkeys((contract.past_key(layer), contract.present_key(layer)), key.data_ptr())
             found |= dict.fromkeys((contract.past_value(layer), contract.present_value(layer)), value.data_ptr())
         return found
-
-    def _over(self, keys: list[Tensor], values: list[Tensor], length: np.ndarray) -> DeviceCache:
-        return DeviceCache(self.owner, keys, values, length, self.memory, self.steps)
 
 
 class TensorRTSession:
@@ -201,7 +184,7 @@ class TensorRTSession:
         views = [memory[place.offset : place.end].view(dtype).view(place.shape) for place in places]
         # Keys and values of a layer follow each other, as in the contract.
         length = np.zeros(batch_size + spare_rows, np.int64)
-        return DeviceCache(self, views[::2], views[1::2], length, memory, RecentSteps())
+        return DeviceCache(self, views[::2], views[1::2], length, self.limits.cache_capacity, RecentSteps())
 
     def run(
         self,
@@ -219,11 +202,11 @@ class TensorRTSession:
             InvalidInputError: role, shapes, step length or cache do not fit this session, or the cache is full.
             BundleError: TensorRT could not run the step.
         """
-        own, step = self._own(cache), input_ids.shape[-1]
+        own, step = own_cache(cache, DeviceCache, self), input_ids.shape[-1]
         check_role_and_step(role, step, self._manifest.roles, self.limits)
         launched = launched_step(role, step, cache.capacity - check_fit(input_ids, cache), self.limits)
-        shape = StepShape(own.first_row, own.batch_size, role, launched)
-        bound = own.steps.get(shape) or self._bind(shape, own)
+        shape = own.shape_of(role, launched)
+        bound = own.bindings.get(shape) or self._bind(shape, own)
         copy_inputs(bound, input_ids, cache, last_index, layout)
         if bound.replay is None:
             self._run_first(role, bound)
@@ -244,7 +227,7 @@ class TensorRTSession:
             InvalidInputError: role, step length or cache do not fit this session.
             BundleError: TensorRT refused the step.
         """
-        own = self._own(cache)
+        own = own_cache(cache, DeviceCache, self)
         check_role_and_step(role, step, self._manifest.roles, self.limits)
         plan, context, launch = self._engine_step(role, step, own)
         engines, stream = self._engines, self.device.stream_handle
@@ -295,14 +278,8 @@ class TensorRTSession:
             output,
             self._launcher(launch, host_input, host_output),
         )
-        cache.steps.put(shape, bound)
+        cache.bindings.put(shape, bound)
         return bound
-
-    def _own(self, cache: KVCache[Any]) -> DeviceCache:
-        """`cache`, if this session made it."""
-        if not isinstance(cache, DeviceCache) or cache.owner is not self:
-            raise InvalidInputError("cache", type(cache).__name__, "a cache made by this session")
-        return cache
 
     def _engine_step(self, role: Role, step: int, cache: DeviceCache) -> tuple[StepPlan, ExecutionContext, Work]:
         """A new context with profile, shapes and addresses, and what enqueues its engine: without keeping the cache alive."""

@@ -37,7 +37,8 @@ def model(tiny_bundle: Bundle) -> TriModeLM:
 class TestDecodeSpeed:
     def test_every_case_answers_like_transformers(self, model: TriModeLM, tiny_checkpoint: Checkpoint) -> None:
         from decode_speed import AR, REFERENCE, measure_decode_speed, options_of, speculative
-        from reference_model import ReferenceModel
+
+        from nemodiff_trt.runtime.bench.reference_model import ReferenceModel
 
         cases = options_of([2, 8], max_new_tokens=10)
         speed = measure_decode_speed(model, ReferenceModel(tiny_checkpoint), PROMPTS, cases, num_repeats=2)

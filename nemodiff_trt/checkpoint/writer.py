@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.checkpoint import layout
 from nemodiff_trt.checkpoint.adapter import AdapterSettings
 from nemodiff_trt.checkpoint.checks import check_names, check_shapes
@@ -71,14 +72,12 @@ def _check(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]])
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    partial = path.with_name(path.name + ".partial")
     # A copy even where nothing is cast: the file refuses tensors that share memory, and the source may be mapped from `path`.
     stored = {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(stored, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        save_file(stored, partial, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

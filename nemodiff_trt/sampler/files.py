@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.sampler.settings import NUM_CANDIDATES, SCALARS, SamplerSettings
 
@@ -43,13 +44,11 @@ def write_sampler(
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{WEIGHTS_FILE}.partial"
-    save_file(dict(weights), partial)
-    partial.replace(directory / WEIGHTS_FILE)
-    partial = directory / f"{CONFIG_FILE}.partial"
+    with replaced_file(directory / WEIGHTS_FILE) as partial:
+        save_file(dict(weights), partial)
     content = {"sampler": asdict(settings), "training": dict(training)}
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / CONFIG_FILE)
+    with replaced_file(directory / CONFIG_FILE) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sampler(directory: Path) -> tuple[SamplerSettings, dict[str, np.ndarray]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from nemodiff_trt.atomic_file import replaced_file
+
 STATE_FILE = "state.pt"
 LOG_FILE = "loss.jsonl"
 PLOT_FILE = "loss.png"
@@ -16,9 +18,8 @@ PLOT_FILE = "loss.png"
 def save_state(directory: Path, state: dict[str, Any]) -> None:
     """Replace the saved state; a kill in between leaves the old one."""
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{STATE_FILE}.partial"
-    torch.save(state, temporary)
-    temporary.replace(directory / STATE_FILE)
+    with replaced_file(directory / STATE_FILE) as partial:
+        torch.save(state, partial)
 
 
 def load_state(directory: Path) -> dict[str, Any] | None:
@@ -39,9 +40,8 @@ def read_log(directory: Path) -> list[dict[str, float]]:
 def truncate_log(directory: Path, first_step_to_drop: int) -> None:
     """Drop entries a resumed run is going to write again."""
     kept = [entry for entry in read_log(directory) if entry["step"] < first_step_to_drop]
-    temporary = directory / f"{LOG_FILE}.partial"
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    temporary.replace(directory / LOG_FILE)
+    with replaced_file(directory / LOG_FILE) as partial:
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
 
 def append_log(directory: Path, entry: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.model import TriModeDecoder
 from nemodiff_trt.sampler.network import SamplerNetwork, scalar_features
@@ -76,9 +77,8 @@ def collect_chunk(
         return States(**saved["states"])
     states = collect(decoder, encoder, options.chunk_blocks, length, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save({"key": key, "states": asdict(states)}, partial)
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        torch.save({"key": key, "states": asdict(states)}, partial)
     return states
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.bench.workload import BenchPrompt, Workload
+from nemodiff_trt.runtime.numbered_lines import read_numbered_lines
 
 # What SPEED-Bench publishes where the licence of a source does not let it publish the text.
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
@@ -42,19 +43,11 @@ def read_workload(path: Path, limit: int | None = None) -> Workload:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InvalidInputError("workload", str(path), f"a readable file ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError("workload", str(path), f"UTF-8 text (byte {error.start} is not)") from error
-    # Not splitlines(): that also splits at separators which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise InvalidInputError(f"{path}, line {number}", line[:40], f"a JSON object ({error})") from error
+    for number, line in read_numbered_lines(path, "workload"):
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(f"{path}, line {number}", line[:40], f"a JSON object ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:

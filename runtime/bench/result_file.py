@@ -62,20 +62,6 @@ def describe_run(
     }
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Put `content` where `path` says, all of it or nothing.
-
-    Raises:
-        InvalidInputError: it cannot be written there.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InvalidInputError("output", str(path), f"a file that can be written ({error.strerror})") from error
-
-
 def read_result(path: Path) -> Result:
     """A run that was written before.
 

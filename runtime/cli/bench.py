@@ -49,8 +49,8 @@ class BenchArguments:
 def bench(arguments: BenchArguments) -> int:
     """Measure modes and baselines; the last line of standard output is one JSON object."""
     from nemodiff_trt.runtime.bench.compare import compare
-    from nemodiff_trt.runtime.bench.result_file import read_result, write_atomically
-    from nemodiff_trt.runtime.cli.output import write_json
+    from nemodiff_trt.runtime.bench.result_file import read_result
+    from nemodiff_trt.runtime.cli.output import write_atomically, write_json
 
     if sum(given is not None for given in (arguments.bundle, arguments.run, arguments.compare)) != 1:
         raise InvalidInputError("bench", "none or several of --bundle, --run, --compare", "exactly one of them")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.runtime.cli.options import AsJson, BundleDir, NumThreads
 
 
@@ -35,9 +36,8 @@ def calibrate(arguments: CalibrateArguments) -> int:
     device = device_name(bundle.manifest.target)
     model, error = LatencyModel.fit(device, times), held_out_error(device, times)
     path = latency_file(bundle.path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.to_bytes())
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        partial.write_bytes(model.to_bytes())
     if arguments.as_json:
         write_json({"file": str(path), "device": device, "num_steps": len(times), "held_out_median_error": error})
     else:

@@ -1,10 +1,14 @@
-"""Where text goes: results to standard output, everything else to standard error."""
+"""Where text goes: results to standard output or a file, everything else to standard error."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nemodiff_trt.atomic_file import replaced_file
+from nemodiff_trt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +28,19 @@ def write_json(content: dict[str, Any]) -> None:
     ASCII only: text may hold separators such as U+2028 that readers of lines would take for the end of one.
     """
     write(json.dumps(content, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Put `content` where `path` says, all of it or nothing.
+
+    Raises:
+        InvalidInputError: it cannot be written there.
+    """
+    try:
+        with replaced_file(path) as partial:
+            partial.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError("output", str(path), f"a file that can be written ({error.strerror})") from error
 
 
 def notes() -> Console:

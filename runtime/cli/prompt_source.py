@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.numbered_lines import numbered_lines, read_numbered_lines
 from nemodiff_trt.runtime.prompts import PromptLine, prompt_of
 
 STDIN = "-"
+FIELD = "prompts-file"
 ANY_FORM = '--prompt TEXT, --prompts-file FILE or "-" for standard input'
 
 
@@ -30,25 +31,16 @@ def read_prompts(prompts: list[str], prompts_file: str | None, source: str | Non
         raise InvalidInputError("prompt", f"{sum(given)} sources of prompts", f"exactly one of {ANY_FORM}")
     if prompts:
         return list(prompts)
-    found = _parse(_lines(prompts_file or STDIN))
+    found = [_parse_line(number, line) for number, line in _lines(prompts_file or STDIN)]
     if not found:
-        raise InvalidInputError("prompts-file", prompts_file or STDIN, "at least one line that is not empty")
+        raise InvalidInputError(FIELD, prompts_file or STDIN, "at least one line that is not empty")
     return found
 
 
-def _lines(file: str) -> Iterable[str]:
-    try:
-        raw = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-        # Not splitlines(): that also splits at separators which JSON strings and plain text may hold.
-        return raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except OSError as error:
-        raise InvalidInputError("prompts-file", file, f"a readable file ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError("prompts-file", file, f"UTF-8 text (byte {error.start} is not)") from error
-
-
-def _parse(lines: Iterable[str]) -> list[PromptLine]:
-    return [_parse_line(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+def _lines(file: str) -> list[tuple[int, str]]:
+    if file == STDIN:
+        return numbered_lines(sys.stdin.buffer.read(), FIELD, file)
+    return read_numbered_lines(Path(file), FIELD)
 
 
 def _parse_line(number: int, line: str) -> PromptLine:
@@ -58,5 +50,5 @@ def _parse_line(number: int, line: str) -> PromptLine:
     try:
         content = json.loads(line)
     except ValueError as error:
-        raise InvalidInputError(f"prompts-file line {number}", line[:40], f"a JSON object or plain text ({error})") from error
-    return prompt_of(content, f"prompts-file line {number}")
+        raise InvalidInputError(f"{FIELD} line {number}", line[:40], f"a JSON object or plain text ({error})") from error
+    return prompt_of(content, f"{FIELD} line {number}")

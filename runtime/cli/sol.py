@@ -59,7 +59,7 @@ def sol(arguments: SolArguments) -> int:
     from rich.progress import Progress
 
     from nemodiff_trt.runtime.cli.open_model import open_model
-    from nemodiff_trt.runtime.cli.output import notes, write_json
+    from nemodiff_trt.runtime.cli.output import notes, write_atomically, write_json
     from nemodiff_trt.runtime.speed_of_light.study import StudyOptions, run_study
 
     if arguments.plot is not None and arguments.plot.suffix not in PLOT_SUFFIXES:
@@ -83,7 +83,7 @@ def sol(arguments: SolArguments) -> int:
     content = {"num_prompts": len(prompts), "options": dataclasses.asdict(options), **_summary(rows)}
     if arguments.output is not None:
         every = [dataclasses.asdict(row) for row in rows]
-        _write(arguments.output, json.dumps({**content, "rows": every}, indent=1) + "\n")
+        write_atomically(arguments.output, json.dumps({**content, "rows": every}, indent=1) + "\n")
     if arguments.plot is not None:
         from nemodiff_trt.runtime.speed_of_light.plot import plot_study
 
@@ -152,9 +152,3 @@ def _summary(rows: list[StudyRow]) -> dict[str, Any]:
             }
     # Every block was compared; one that differed would have ended the run.
     return {"compaction_equals_serial": True, "block_lengths": by_length}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.numbered_lines import read_numbered_lines
 from nemodiff_trt.vocabulary import Mode
 
 # Modes whose cycles follow from step times and acceptance alone.
@@ -62,11 +63,7 @@ def read_trace(path: Path) -> list[TraceRequest]:
     Raises:
         InvalidInputError: the file is missing or empty, or a line is not a request; names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError("trace", str(path), f"a readable JSONL file ({error})") from error
-    requests = [_request(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    requests = [_request(line, f"{path}:{number}") for number, line in read_numbered_lines(path, "trace")]
     if not requests:
         raise InvalidInputError("trace", str(path), "at least one request")
     return sorted(requests, key=lambda request: request.arrival_s)

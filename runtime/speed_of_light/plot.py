@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nemodiff_trt.atomic_file import replaced_file
 from nemodiff_trt.runtime.speed_of_light.study import ALL, StudyRow
 
 
@@ -29,11 +30,9 @@ def plot_study(rows: Sequence[StudyRow], path: Path) -> None:
     axes[2].set_title(f"tokens per forward by category, B={lengths[-1]}", fontsize=9)
     for axis in axes:
         axis.tick_params(labelsize=8)
-    partial = path.with_name(path.name + ".partial")
     form = path.suffix.removeprefix(".")
-    with rc_context({"svg.hashsalt": "nemodiff"}):
+    with replaced_file(path) as partial, rc_context({"svg.hashsalt": "nemodiff"}):
         figure.savefig(partial, format=form, metadata={"Date": None} if form == "svg" else None)
-    partial.replace(path)
 
 
 def _by_length(axis: Any, rows: Sequence[StudyRow], field: str, lengths: Sequence[int]) -> None:

@@ -14,10 +14,11 @@ from nemodiff_trt.runtime.bench.accounting import acceptance, counts, percentile
 from nemodiff_trt.runtime.bench.compare import compare
 from nemodiff_trt.runtime.bench.prompt_files import read_workload
 from nemodiff_trt.runtime.bench.report import render
-from nemodiff_trt.runtime.bench.result_file import read_result, write_atomically
+from nemodiff_trt.runtime.bench.result_file import read_result
 from nemodiff_trt.runtime.bench.settings import BenchSettings
 from nemodiff_trt.runtime.bench.trace import Trace
 from nemodiff_trt.runtime.bench.workload import BenchPrompt
+from nemodiff_trt.runtime.cli.output import write_atomically
 
 
 def written(folder: Path, *rows: object) -> Path:

@@ -11,13 +11,13 @@ import pytest
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.command_line import run_app
+from nemodiff_trt.runtime.bound_cache import BoundCache
 from nemodiff_trt.runtime.cli.app import build_app
 from nemodiff_trt.runtime.open_session import open_session
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.recent_steps import RecentSteps
 from nemodiff_trt.runtime.sampling import SamplingOptions
 from nemodiff_trt.runtime.session_eager import EagerSession
-from nemodiff_trt.runtime.session_onnxruntime import BoundCache
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.vocabulary import Mode, Role, Target
 from support.bundles import build_bundle

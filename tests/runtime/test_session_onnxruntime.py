@@ -15,9 +15,10 @@ import pytest
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.bound_cache import BoundCache
 from nemodiff_trt.runtime.recent_steps import StepShape
 from nemodiff_trt.runtime.session_eager import EagerSession
-from nemodiff_trt.runtime.session_onnxruntime import BoundCache, OnnxRuntimeSession
+from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.vocabulary import Mode, Role, Target
 from support.bundles import build_bundle, copy_bundle, rewrite_manifest, swap_engine
 from support.checkpoints import random_checkpoint, tiny_config

@@ -164,7 +164,7 @@ class TestBuffers:
             for role, step in ALL_STEPS:
                 session.run(role, random_ids(2, step), cache)
         shapes = 1 + len(ALL_STEPS)
-        assert len(cache.steps) == machine.counts["context"] == machine.device.num_captures == shapes
+        assert len(cache.bindings) == machine.counts["context"] == machine.device.num_captures == shapes
         # Each plan is loaded once, though decode and verify share one.
         assert machine.counts["deserialize"] == 4
 
@@ -173,7 +173,7 @@ class TestBuffers:
         cache = session.create_cache(1)
         for length in range(1, 17):
             session.run(Role.PREFILL, random_ids(1, length, seed=length), cache, np.array([length - 1]))
-        assert list(cache.steps) == [StepShape(0, 1, Role.PREFILL, 16)]
+        assert list(cache.bindings) == [StepShape(0, 1, Role.PREFILL, 16)]
 
     def test_a_prefill_step_at_the_end_of_the_cache_is_not_padded(self, machine: Machine, oracle: EagerSession) -> None:
         sessions = (machine.open(), oracle)
@@ -183,15 +183,17 @@ class TestBuffers:
             cache.length[:] = cache.capacity - 5
         ours, right = (s.run(Role.PREFILL, ids, cache, last) for s, cache in zip(sessions, caches, strict=True))
         np.testing.assert_array_equal(ours.token, right.token)
-        assert list(caches[0].steps) == [StepShape(0, 1, Role.PREFILL, 5)]
+        assert list(caches[0].bindings) == [StepShape(0, 1, Role.PREFILL, 5)]
 
     def test_a_dropped_cache_gives_its_memory_back_at_once(self, machine: Machine) -> None:
         session = machine.open()
         cache = prefilled(session, 1)
-        bound = cache.steps.get(StepShape(0, 1, Role.PREFILL, 16))
+        bound = cache.bindings.get(StepShape(0, 1, Role.PREFILL, 16))
         assert bound is not None
-        context, memory = weakref.ref(bound.context), weakref.ref(cache.memory)
+        # The allocation that keys and values are views of.
+        context, memory = weakref.ref(bound.context), weakref.ref(cache.keys[0]._base)
         del bound
+        assert memory() is not None
         gc.disable()
         try:
             del cache
