@@ -15,6 +15,7 @@ from nemodiff_trt.runtime.bench.trace import EngineSubject, Trace
 from nemodiff_trt.runtime.bench.workload import BenchPrompt, Workload
 from nemodiff_trt.runtime.evaluation import final_text
 from nemodiff_trt.runtime.prompts import encode_prompt
+from nemodiff_trt.runtime.sequence import check_prompt_length
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.tokenizer import Tokenizer
 
@@ -86,7 +87,6 @@ class Bench:
             raise InvalidInputError("concurrency", max(settings.concurrency), f"at most {most}, the built max_batch_size")
 
     def _encode(self, workload: Workload) -> list[list[int]]:
-        room = self.session.limits.max_seq_len - 1
         encoded = []
         for place, prompt in enumerate(workload.prompts):
             field = f"{workload.name}, prompt {place}"
@@ -94,8 +94,7 @@ class Bench:
             if not self.tokenizer.has_chat_template:
                 chat = "\n".join(message["content"] for message in chat)
             _, ids = encode_prompt(chat, field, self.tokenizer, self.session.model, prompt.enable_thinking)
-            if len(ids) > room:
-                raise InvalidInputError(field, f"{len(ids)} tokens", f"at most {room} tokens with these engines")
+            check_prompt_length(len(ids), self.session.limits.max_seq_len, field)
             encoded.append(ids)
         return encoded
 
