@@ -71,16 +71,7 @@ class TriModeEngine:
         self.tokenizer = tokenizer
         self._timed = TimedSession(session)
         self._tokens = TokenEngine(self._timed, options, policy, sampler)
-        self._policy = policy
-        self._checks = RequestChecks(
-            model=session.model,
-            limits=session.limits,
-            roles=session.roles,
-            has_logits=session.has_logits,
-            can_plan=policy is not None,
-            tokenizer=tokenizer,
-            has_sampler=sampler is not None,
-        )
+        self._policy, self._has_sampler = policy, sampler is not None
         self._clock = clock
         self._answers: dict[int, Answer] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -97,7 +88,7 @@ class TriModeEngine:
         Raises:
             InvalidInputError: an option is not usable with these engines.
         """
-        self._checks.check_options(options)
+        self._checks().check_options(options)
 
     def check(self, prompt: Prompt, options: GenerationOptions, field: str = "prompt") -> tuple[str, list[int]]:
         """Text and token ids of a prompt, if prompt and options can be served.
@@ -105,7 +96,7 @@ class TriModeEngine:
         Raises:
             InvalidInputError: one of them cannot; `field` names the prompt.
         """
-        return self._checks.check(prompt, options, field)
+        return self._checks().check(prompt, options, field)
 
     def submit(
         self,
@@ -200,6 +191,18 @@ class TriModeEngine:
             "reused_prompt_tokens": tokens.num_reused_tokens,
             "decisions": {str(block): count for block, count in sorted(self._policy.decisions.items())} if self._policy else {},
         }
+
+    def _checks(self) -> RequestChecks:
+        session = self.session
+        return RequestChecks(
+            model=session.model,
+            limits=session.limits,
+            roles=session.roles,
+            has_logits=session.has_logits,
+            can_plan=self._policy is not None,
+            tokenizer=self.tokenizer,
+            has_sampler=self._has_sampler,
+        )
 
     def _expire(self, now_s: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now_s:
