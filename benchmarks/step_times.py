@@ -11,6 +11,7 @@ from bundles import build
 from measure import interleaved, median_ms
 
 from nemodiff_trt.bundle import Bundle
+from nemodiff_trt.runtime.planner.latency_model import Step, StepTime
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.vocabulary import Role
 
@@ -34,8 +35,8 @@ def step_cases(
     return cases
 
 
-def step_table(session: OnnxRuntimeSession, steps: list[int], batches: list[int], num_repeats: int) -> list[dict[str, Any]]:
-    """Median milliseconds of every step length and batch: `decode` for one token, `verify` and `draft` for more."""
+def step_table(session: OnnxRuntimeSession, steps: list[int], batches: list[int], num_repeats: int) -> list[StepTime]:
+    """Median time of every step length and batch: `decode` for one token, `verify` and `draft` for more."""
     limits = session.limits
     shapes = [
         (role, step, batch)
@@ -45,26 +46,43 @@ def step_table(session: OnnxRuntimeSession, steps: list[int], batches: list[int]
         if step <= limits.block_length
         for role in ((Role.DECODE,) if step == 1 else (Role.VERIFY, Role.DRAFT))
     ]
-    cases = step_cases(session, shapes, min(USED_TOKENS, limits.max_seq_len // 2))
-    times = interleaved(cases, num_repeats, num_warmup=3)
+    used_tokens = min(USED_TOKENS, limits.max_seq_len // 2)
+    times = interleaved(step_cases(session, shapes, used_tokens), num_repeats, num_warmup=3)
     return [
-        {"role": str(role), "step": step, "batch": batch, "ms": median_ms(seconds)}
+        StepTime(Step(role, batch, step, float(used_tokens)), median_ms(seconds))
         for (role, step, batch), seconds in zip(shapes, times.values(), strict=True)
     ]
 
 
-def capacity_table(
-    checkpoint: str, folder: Path, capacities: list[int], block_length: int, num_threads: int, num_repeats: int
-) -> list[dict[str, Any]]:
-    """Median milliseconds of a one-token step and a block step for every cache capacity, at the same used length."""
+def capacity_sessions(
+    session: OnnxRuntimeSession, checkpoint: str, folder: Path, capacities: list[int], num_threads: int
+) -> list[OnnxRuntimeSession]:
+    """One session for each capacity, built like `session` but for that; for its own capacity `session` itself."""
+    limits, sessions = session.limits, []
+    for capacity in capacities:
+        if capacity == limits.cache_capacity:
+            sessions.append(session)
+            continue
+        output = folder / f"capacity-{capacity}"
+        build(
+            checkpoint,
+            output,
+            max_seq_len=capacity - limits.block_length,
+            block_length=limits.block_length,
+            max_batch_size=limits.max_batch_size,
+        )
+        sessions.append(OnnxRuntimeSession.open(Bundle.open(output), num_threads))
+    return sessions
+
+
+def capacity_table(sessions: list[OnnxRuntimeSession], num_repeats: int) -> list[dict[str, Any]]:
+    """Median milliseconds of a one-token step and a block step for every session, at the same used length."""
     cases: dict[str, Callable[[], object]] = {}
     keys: list[tuple[int, int]] = []
+    capacities = [session.limits.cache_capacity for session in sessions]
     used = min(USED_TOKENS, min(capacities) // 2)
-    for capacity in capacities:
-        output = folder / f"capacity-{capacity}"
-        build(checkpoint, output, max_seq_len=capacity - block_length, block_length=block_length)
-        session = OnnxRuntimeSession.open(Bundle.open(output), num_threads)
-        shapes = [(Role.DECODE, 1, 1), (Role.VERIFY, block_length, 1)]
+    for session, capacity in zip(sessions, capacities, strict=True):
+        shapes = [(Role.DECODE, 1, 1), (Role.VERIFY, session.limits.block_length, 1)]
         for (_, step, _), case in zip(shapes, step_cases(session, shapes, used).values(), strict=True):
             cases[f"{capacity} {step}"] = case
             keys.append((capacity, step))

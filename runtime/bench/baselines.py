@@ -33,26 +33,37 @@ class TransformersSubject:
         self._model = model
         self._max_new_tokens = max_new_tokens
         self._options: dict[str, Any] = {"use_cache": True} | ({"prompt_lookup_num_tokens": lookup} if lookup else {})
-        self._num_forwards = 0
+        self._num_forwards = self._num_tokens = 0
 
     def answer(self, prompts: Sequence[list[int]]) -> list[Trace]:
         """Answers to all prompts, in their order."""
 
-        def count(*_: Any) -> None:
+        def count(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
             self._num_forwards += 1
+            self._num_tokens += given["input_ids"].shape[1]
 
-        hook = self._model.model.register_forward_pre_hook(count)
+        hook = self._model.model.register_forward_pre_hook(count, with_kwargs=True)
         try:
             return [self._answer(prompt) for prompt in prompts]
         finally:
             hook.remove()
 
     def _answer(self, prompt: list[int]) -> Trace:
-        clock, before = _Clock(), self._num_forwards
+        clock, forwards_before, tokens_before = _Clock(), self._num_forwards, self._num_tokens
         begin_s = time.perf_counter()
         tokens = self._model.generate(prompt, self._max_new_tokens, streamer=clock, **self._options)
-        first_s, *later_s = clock.times_s[1:]
+        # The streamer is given the prompt first.
+        arrivals_s = tuple(each - begin_s for each in clock.times_s[1:])
         # The first run is prefill, and gives the first token as ours does.
-        forwards = self._num_forwards - before - 1
-        arrivals_s = tuple(each - first_s for each in later_s)
-        return Trace(tokens, forwards, forwards + 1, (), first_s - begin_s, arrivals_s)
+        forwards = self._num_forwards - forwards_before - 1
+        return Trace(
+            token_ids=tokens,
+            forward_passes=forwards,
+            reference_nfe=forwards + 1,
+            step_tokens=self._num_tokens - tokens_before - len(prompt),
+            cycles=(),
+            prefill_s=arrivals_s[0],
+            decode_s=arrivals_s[-1] - arrivals_s[0],
+            engine_s=None,
+            arrivals_s=arrivals_s,
+        )

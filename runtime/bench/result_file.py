@@ -9,6 +9,7 @@ from typing import Any
 
 from nemodiff_trt.bundle import Bundle
 from nemodiff_trt.errors import InvalidInputError
+from nemodiff_trt.runtime.bench.lookup_verdict import lookup_verdicts
 from nemodiff_trt.runtime.bench.measure import hardware, versions
 from nemodiff_trt.runtime.bench.run import settings_as_plain_values
 from nemodiff_trt.runtime.bench.settings import BenchSettings
@@ -17,8 +18,16 @@ from nemodiff_trt.runtime.planner.calibrate import device_name
 from nemodiff_trt.runtime.planner.latency_model import StepTime
 
 SCHEMA = "nemodiff-bench"
-SCHEMA_VERSION = 1
-_RUN_FIELDS = ("workload", "case", "concurrency", "tokens_per_forward", "categories", "system_tokens_per_second")
+SCHEMA_VERSION = 2
+_RUN_FIELDS = (
+    "workload",
+    "case",
+    "concurrency",
+    "tokens_per_forward",
+    "categories",
+    "system_tokens_per_second",
+    "speed_over_ar",
+)
 
 Result = dict[str, Any]
 
@@ -49,6 +58,7 @@ def describe_run(
         "settings": settings_as_plain_values(settings),
         "workloads": [workload.describe() for workload in workloads],
         "runs": runs,
+        "lookup_verdicts": lookup_verdicts(runs),
         "step_times": [
             {
                 "role": str(each.step.role),

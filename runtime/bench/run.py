@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from nemodiff_trt.errors import InvalidInputError, NemodiffError
 from nemodiff_trt.runtime.bench.accounting import counts, times
-from nemodiff_trt.runtime.bench.measure import interleaved
+from nemodiff_trt.runtime.bench.measure import interleaved, median_ratio
 from nemodiff_trt.runtime.bench.settings import LOOKUP_TOKENS, REFERENCE, TRANSFORMERS_LOOKUP, BenchSettings, Case, cases
 from nemodiff_trt.runtime.bench.trace import EngineSubject, Trace
 from nemodiff_trt.runtime.bench.workload import BenchPrompt, Workload
@@ -55,7 +55,7 @@ class Bench:
             InvalidInputError: the engines cannot serve a case or a prompt; nothing has run then.
             OutputsDifferError: a lossless case differs from `ar`; nothing of its concurrency has been timed then.
         """
-        chosen = cases(settings, self.session.limits.block_length)
+        chosen = cases(settings)
         self._check(chosen, settings)
         encoded = {workload.name: self._encode(workload) for workload in workloads}
         found = []
@@ -64,7 +64,7 @@ class Bench:
                 fitting = [case for case in chosen if concurrency == 1 or not case.is_single]
                 note(f"{workload.name}, {concurrency} at a time: {len(fitting)} cases")
                 group = _Group(self, workload, encoded[workload.name], concurrency)
-                found += group.measure(fitting, settings.num_repeats)
+                found += group.measure(fitting, settings.num_repeats, settings.num_timed_prompts)
         return found
 
     def subject(self, case: Case, concurrency: int, max_new_tokens: int) -> Subject:
@@ -108,7 +108,7 @@ class _Group:
         self._prompts = prompts
         self._concurrency = concurrency
 
-    def measure(self, chosen: Sequence[Case], num_repeats: int) -> list[dict[str, Any]]:
+    def measure(self, chosen: Sequence[Case], num_repeats: int, num_timed: int | None) -> list[dict[str, Any]]:
         reference = chosen[0].options
         assert reference is not None, "the first case is ar"
         subjects = {case.name: self._bench.subject(case, self._concurrency, reference.max_new_tokens) for case in chosen}
@@ -124,13 +124,14 @@ class _Group:
         rounds: dict[str, list[list[Trace]]] = {name: [] for name in subjects}
 
         def timed(name: str) -> Callable[[], object]:
-            return lambda: rounds[name].append(subjects[name].answer(self._prompts))
+            return lambda: rounds[name].append(subjects[name].answer(self._prompts[:num_timed]))
 
         seconds = interleaved({name: timed(name) for name in subjects}, num_repeats, num_warmup=0)
         return [
             self._facts(case, len(differing[case.name]))
             | self._counts(checked[case.name])
             | times(rounds[case.name], seconds[case.name])
+            | {"speed_over_ar": median_ratio(seconds[REFERENCE], seconds[case.name])}
             for case in chosen
         ]
 

@@ -26,16 +26,18 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def new_figure(name: str) -> tuple[Any, Any, Any]:
-    """Figure, axes, and the style to draw and save with; `name` keeps ids of several drawings apart."""
+def figure_style(name: str) -> Any:
+    """What to draw and save with; `name` keeps ids of several drawings apart."""
+    return _STYLE | {"svg.hashsalt": name}
+
+
+def new_figure(style: Any, height: float) -> Any:
+    """Without axes; `height` in inches, of a width of 7.2."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: Any = _STYLE | {"svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-    return figure, axes, style
+        return Figure(figsize=(7.2, height), layout="constrained")
 
 
 def to_inline_svg(figure: Any, style: Any, name: str, description: str) -> str:

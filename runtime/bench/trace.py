@@ -26,16 +26,22 @@ class Trace:
         token_ids: of the answer, its end-of-sequence token included.
         forward_passes: model runs after prefill.
         reference_nfe: model runs as the published code counts them (see `GenerationStats`).
+        step_tokens: tokens that those runs computed for this answer.
         cycles: drafts offered and drafts accepted of every verification; empty without speculation.
-        prefill_s: from admission to the first token.
-        arrivals_s: seconds after the first token at which tokens came, the first itself left out.
+        prefill_s: from admission until the first token was computed.
+        decode_s: from then to the end.
+        engine_s: part of `decode_s` spent inside engine runs; None where they cannot be told apart.
+        arrivals_s: seconds after admission at which a caller had tokens in hand, once for each time.
     """
 
     token_ids: tuple[int, ...]
     forward_passes: int
     reference_nfe: int
+    step_tokens: int
     cycles: tuple[tuple[int, int], ...]
     prefill_s: float
+    decode_s: float
+    engine_s: float | None
     arrivals_s: tuple[float, ...]
 
     @property
@@ -44,20 +50,23 @@ class Trace:
         return max(len(self.token_ids) - 1, 0)
 
     @property
-    def decode_s(self) -> float:
-        return self.arrivals_s[-1] if self.arrivals_s else 0.0
+    def first_token_s(self) -> float:
+        """From admission until a caller had the first token."""
+        return self.arrivals_s[0]
 
 
 class _Recorder:
-    """Collects the events of one request."""
+    """Collects the events of one request, which was submitted at `begin_s`."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin_s: float) -> None:
+        self._begin_s = begin_s
         self.cycles: list[tuple[int, int]] = []
         self.times_s: list[float] = []
         self.result: GenerationResult | None = None
 
     def take_in(self, event: StreamEvent, now_s: float, is_speculative: bool) -> None:
-        if event.token_ids:
+        # A step of the loop may prefill and decode: what it tells of a request arrives together.
+        if event.token_ids and now_s not in self.times_s[-1:]:
             self.times_s.append(now_s)
         if is_speculative and event.role in _VERIFYING:
             self.cycles.append((len(event.step.drafted), event.step.accepted))
@@ -66,11 +75,19 @@ class _Recorder:
     def trace(self) -> Trace:
         result = self.result
         assert result is not None, "the engine ran to its end"
-        stats, decode_s = result.stats, result.stats.decode_ms / 1e3
-        # A step of the loop may prefill and decode, and reports both at its end, so times are counted back from the last one.
-        arrivals_s = tuple(max(decode_s - (self.times_s[-1] - time_s), 0.0) for time_s in self.times_s[1:])
-        cycles = tuple(self.cycles)
-        return Trace(result.token_ids, stats.forward_passes, stats.reference_nfe, cycles, stats.prefill_ms / 1e3, arrivals_s)
+        stats = result.stats
+        admitted_s = self._begin_s + stats.queue_ms / 1e3
+        return Trace(
+            token_ids=result.token_ids,
+            forward_passes=stats.forward_passes,
+            reference_nfe=stats.reference_nfe,
+            step_tokens=stats.step_tokens,
+            cycles=tuple(self.cycles),
+            prefill_s=stats.prefill_ms / 1e3,
+            decode_s=stats.decode_ms / 1e3,
+            engine_s=stats.engine_ms / 1e3,
+            arrivals_s=tuple(time_s - admitted_s for time_s in self.times_s),
+        )
 
 
 class EngineSubject:
@@ -91,7 +108,10 @@ class EngineSubject:
         """
         engine = TriModeEngine(self._session, self._tokenizer, self._engine_options, clock)
         checked = [engine.check(prompt, self._options, f"prompt {place}") for place, prompt in enumerate(prompts)]
-        recorders = {engine.submit_checked(each, self._options, stream_text=False): _Recorder() for each in checked}
+        recorders: dict[int, _Recorder] = {}
+        for each in checked:
+            begin_s = clock()
+            recorders[engine.submit_checked(each, self._options, stream_text=False)] = _Recorder(begin_s)
         is_speculative = self._options.mode in _SPECULATIVE
         while engine.has_work:
             events = engine.step()

@@ -36,6 +36,9 @@ class BenchArguments:
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="The bundle's, for transformers.")] = None
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Limit of an answer.")] = 128
     num_repeats: Annotated[int, typer.Option("--num-repeats", metavar="N", help="Timed rounds.")] = 3
+    num_timed_prompts: Annotated[
+        int | None, typer.Option("--num-timed-prompts", metavar="N", help="Of a workload; all unless given.")
+    ] = None
     allow_differences: Annotated[
         bool, typer.Option("--allow-differences", help="Time cases that differ from ar, as half precision may.")
     ] = False
@@ -49,8 +52,9 @@ class BenchArguments:
 def bench(arguments: BenchArguments) -> int:
     """Measure modes and baselines; the last line of standard output is one JSON object."""
     from nemodiff_trt.runtime.bench.compare import compare
+    from nemodiff_trt.runtime.bench.lookup_verdict import verdict_line
     from nemodiff_trt.runtime.bench.result_file import read_result
-    from nemodiff_trt.runtime.cli.output import write_atomically, write_json
+    from nemodiff_trt.runtime.cli.output import notes, write_atomically, write_json
 
     if sum(given is not None for given in (arguments.bundle, arguments.run, arguments.compare)) != 1:
         raise InvalidInputError("bench", "none or several of --bundle, --run, --compare", "exactly one of them")
@@ -68,6 +72,8 @@ def bench(arguments: BenchArguments) -> int:
         from nemodiff_trt.runtime.bench.report import render
 
         write_atomically(arguments.report, render(result))
+    for verdict in result["lookup_verdicts"]:
+        notes().print(verdict_line(verdict))
     write_json(result)
     return 0
 
@@ -93,6 +99,7 @@ def _measured(arguments: BenchArguments) -> dict[str, Any]:
         baselines=_items("baselines", arguments.baselines, str),
         max_new_tokens=arguments.max_new_tokens,
         num_repeats=arguments.num_repeats,
+        num_timed_prompts=arguments.num_timed_prompts,
     )
     workloads = [_workload(name, arguments.num_prompts) for name in arguments.workload or ["generated"]]
     bundle = Bundle.open(arguments.bundle)
@@ -128,13 +135,19 @@ def _workload(name: str, num_prompts: int) -> Workload:
 
 
 def _mode(text: str) -> Any:
+    from nemodiff_trt.runtime.bench.settings import FIXED_MODES
     from nemodiff_trt.vocabulary import Mode
 
+    if text not in FIXED_MODES:
+        raise InvalidInputError("modes", text, ", ".join(FIXED_MODES))
     return Mode(text)
 
 
 def _items(field: str, text: str, kind: Any) -> tuple[Any, ...]:
     try:
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except InvalidInputError:
+        # Says itself which value it is.
+        raise
     except ValueError as error:
         raise InvalidInputError(field, text, f"values with commas between them ({error})") from error

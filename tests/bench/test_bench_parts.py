@@ -11,14 +11,17 @@ import pytest
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.bench.accounting import acceptance, counts, percentiles, times
+from nemodiff_trt.runtime.bench.case_styles import case_styles
 from nemodiff_trt.runtime.bench.compare import compare
+from nemodiff_trt.runtime.bench.lookup_verdict import lookup_verdicts, verdict_line
 from nemodiff_trt.runtime.bench.prompt_files import read_workload
 from nemodiff_trt.runtime.bench.report import render
 from nemodiff_trt.runtime.bench.result_file import read_result
-from nemodiff_trt.runtime.bench.settings import BenchSettings
+from nemodiff_trt.runtime.bench.settings import LOOKUP_DRAFTER, BenchSettings
 from nemodiff_trt.runtime.bench.trace import Trace
 from nemodiff_trt.runtime.bench.workload import BenchPrompt
 from nemodiff_trt.runtime.cli.output import write_atomically
+from nemodiff_trt.vocabulary import Mode
 
 
 def written(folder: Path, *rows: object) -> Path:
@@ -87,9 +90,9 @@ class TestPromptFiles:
             read_workload(tmp_path / "nothing.jsonl")
 
 
-# Seven tokens in three cycles: 3 + own, 0 + own, 1 + own make 7 behind the first.
-TRACE = Trace(tuple(range(8)), 6, 7, ((3, 3), (3, 0), (2, 1)), 0.5, (0.1, 0.2, 0.4))
-PLAIN = Trace((1, 2, 3), 2, 3, (), 0.25, (0.1, 0.2))
+# Seven tokens in three cycles: 3 + own, 0 + own, 1 + own make 7 behind the first, which came with those of the first cycle.
+TRACE = Trace(tuple(range(8)), 6, 7, 22, ((3, 3), (3, 0), (2, 1)), 0.5, 0.4, 0.3, (0.6, 0.7, 0.9))
+PLAIN = Trace((1, 2, 3), 2, 3, 2, (), 0.25, 0.2, 0.2, (0.25, 0.35, 0.45))
 
 
 class TestAccounting:
@@ -97,6 +100,7 @@ class TestAccounting:
         found = counts([TRACE, PLAIN], [True, None])
         assert found["tokens_per_forward"] == pytest.approx(9 / 8)
         assert found["reference_tokens_per_forward"] == pytest.approx(11 / 10)
+        assert found["computed_tokens"] == pytest.approx(24 / 9)
         assert (found["accuracy"], found["graded"]) == (1.0, 1)
         assert counts([PLAIN], [None])["accuracy"] is None
 
@@ -113,7 +117,11 @@ class TestAccounting:
         found = times([[TRACE, PLAIN], [TRACE, PLAIN]], [1.0, 2.0])
         assert found["system_tokens_per_second"] == pytest.approx(8.25)
         assert found["user_tokens_per_second"] == pytest.approx((7 / 0.4 + 2 / 0.2) / 2)
-        assert found["time_to_first_token_ms"]["p95"] == pytest.approx(500)
+        assert found["timed_answers"] == 2
+        assert found["prefill_s"] == pytest.approx(0.75)
+        # When the caller had it, not when it was computed.
+        assert found["time_to_first_token_ms"]["p95"] == pytest.approx(600)
+        assert found["engine_share"] == pytest.approx(0.5 / 0.6)
         assert found["inter_token_ms"]["p50"] == pytest.approx(400 / 7)
         assert found["burst_gap_ms"]["p99"] == pytest.approx(200)
 
@@ -125,9 +133,10 @@ class TestAccounting:
 def result(case: str = "ar", speed: float = 10.0) -> dict[str, Any]:
     numbers = counts([TRACE], [True])
     run = {"workload": "w<b>", "case": case, "concurrency": 1, "answers_unlike_ar": 0, "categories": {"c": numbers}}
+    run |= {"mode": "ar", "drafter": None, "block_length": None, "speed_over_ar": 1.0}
     return {
         "schema": "nemodiff-bench",
-        "schema_version": 1,
+        "schema_version": 2,
         "device": "a CPU",
         "bundle": {"target": "onnxruntime", "precision": "fp32", "num_layers": 1, "hidden_size": 8, "build_key": "0" * 64},
         "hardware": {"cpu": "C", "threads_used": 1},
@@ -135,8 +144,51 @@ def result(case: str = "ar", speed: float = 10.0) -> dict[str, Any]:
         "settings": {},
         "workloads": [],
         "runs": [run | numbers | times([[TRACE]], [1.0]) | {"system_tokens_per_second": speed}],
+        "lookup_verdicts": [],
         "step_times": [{"role": "verify", "batch": 1, "step": 4, "history": 8.0, "ms": 1.5}],
     }
+
+
+def drafting_run(drafter: str, categories: dict[str, float | None], block_length: int = 8, level: int = 1) -> dict[str, Any]:
+    """Of self_speculation with drafts of the model or of look-up."""
+    return {
+        "workload": "w",
+        "mode": "self_speculation",
+        "drafter": drafter,
+        "block_length": block_length,
+        "concurrency": level,
+        "tokens_per_forward": 2.0,
+        "categories": {name: {"tokens_per_forward": value, "answers": 1} for name, value in categories.items()},
+    }
+
+
+class TestLookupVerdict:
+    def test_names_every_category_in_which_look_up_is_not_beaten(self) -> None:
+        own = {"copying": 2.0, "code": 3.0, "even": 1.5, "empty": None}
+        other = {"copying": 2.5, "code": 1.0, "even": 1.5, "empty": 1.0}
+        (found,) = lookup_verdicts([drafting_run("model", own), drafting_run(LOOKUP_DRAFTER, other)])
+        assert found["lookup_wins"] == ["copying", "even"]
+        assert found["categories"].keys() == {"copying", "code", "even"}
+        assert verdict_line(found) == "w, B=8: self_speculation wins on 1 of 3, look-up on copying, even"
+
+    def test_block_lengths_are_compared_with_their_own_and_at_the_lowest_concurrency(self) -> None:
+        runs = [
+            drafting_run("model", {"a": 1.0}, level=4),
+            *(drafting_run("model", {"a": float(length)}, length) for length in (8, 16, 32)),
+            *(drafting_run(LOOKUP_DRAFTER, {"a": 10.0}, length) for length in (8, 16)),
+        ]
+        found = {each["block_length"]: each["lookup_wins"] for each in lookup_verdicts(runs)}
+        # Without look-up at 32 there is nothing to say about it.
+        assert found == {8: ["a"], 16: []}
+
+
+class TestStyles:
+    def test_cases_of_a_kind_share_a_colour_and_nothing_else(self) -> None:
+        names = ["ar", *(f"{kind} B={length}" for kind in ("self_speculation", "prompt_lookup") for length in (8, 16, 32))]
+        styles = case_styles([{"case": name} for name in names])
+        assert len({(style.color, style.line, style.marker) for style in styles.values()}) == len(names)
+        assert len({styles[name].color for name in names}) == 3
+        assert styles["prompt_lookup B=8"].color == styles["prompt_lookup B=32"].color
 
 
 class TestResults:
@@ -153,15 +205,17 @@ class TestResults:
         write_atomically(path, json.dumps(result()))
         assert read_result(path) == result()
         assert list(tmp_path.iterdir()) == [path]
-        for bad in ("{", "{}", json.dumps(result() | {"schema_version": 2}), json.dumps(result() | {"runs": [{}]})):
+        for bad in ("{", "{}", json.dumps(result() | {"schema_version": 1}), json.dumps(result() | {"runs": [{}]})):
             path.write_text(bad, encoding="utf-8")
             with pytest.raises(InvalidInputError, match=re.escape(str(path))):
                 read_result(path)
 
     def test_report_loads_nothing_and_escapes(self) -> None:
-        page = render(result())
+        runs = [drafting_run("model", {"c<": 2.0, "d": 3.0}), drafting_run(LOOKUP_DRAFTER, {"c<": 2.5, "d": 1.0})]
+        page = render(result() | {"lookup_verdicts": lookup_verdicts(runs)})
         assert page.count("<svg") == 5
         assert "w&lt;b&gt;" in page
+        assert "B=8: self_speculation wins on 1 of 2, look-up on c&lt;" in page
         loaded = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)|url\(([^#)][^)]*)""", page)
         assert [each[0] or each[1] for each in loaded] == ["data:,"]
         ids = re.findall(r'\bid="([^"]+)"', page)
@@ -172,7 +226,16 @@ class TestResults:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"modes": ()}, {"block_lengths": (8, 8)}, {"baselines": ("x",)}, {"num_repeats": 0}, {"concurrency": (0,)}]
+    "changes",
+    [
+        {"modes": (Mode.AUTO,)},
+        {"num_timed_prompts": 0},
+        {"modes": ()},
+        {"block_lengths": (8, 8)},
+        {"baselines": ("x",)},
+        {"num_repeats": 0},
+        {"concurrency": (0,)},
+    ],
 )
 def test_settings_refuse(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(changes))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +17,12 @@ from nemodiff_trt.runtime.bench.report import render
 from nemodiff_trt.runtime.bench.result_file import describe_run
 from nemodiff_trt.runtime.bench.run import Bench, OutputsDifferError
 from nemodiff_trt.runtime.bench.settings import BASELINES, BenchSettings
+from nemodiff_trt.runtime.bench.trace import EngineSubject
 from nemodiff_trt.runtime.bench.workload import BenchPrompt, Workload
+from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.tokenizer import Tokenizer
+from nemodiff_trt.vocabulary import Mode
 
 WORKLOAD = Workload("two", tuple(BenchPrompt(name, ({"role": "user", "content": name},)) for name in ("ab", "c")))
 SETTINGS = BenchSettings(block_lengths=(4,), max_new_tokens=8, num_repeats=1)
@@ -40,8 +45,33 @@ def test_lossless_cases_and_baselines_answer_like_ar(bench: Bench, tiny_bundle: 
     assert all(run["answers_unlike_ar"] == 0 for run in runs if run["is_lossless"])
     assert by_case["ar", 1]["tokens_per_forward"] == by_case["transformers", 1]["tokens_per_forward"] == 1.0
     assert by_case["ar", 2]["categories"].keys() == {"ab", "c"}
-    assert by_case["prompt_lookup", 1]["acceptance"]["cycles"] == by_case["prompt_lookup", 1]["forward_passes"]
-    json.dumps(describe_run(tiny_bundle, [WORKLOAD], settings, 1, runs, []), allow_nan=False)
+    lookup = by_case["prompt_lookup B=4", 1]
+    assert lookup["acceptance"]["cycles"] == lookup["forward_passes"]
+    # One token a run, and as many as drafted and verified.
+    assert by_case["ar", 1]["computed_tokens"] == by_case["transformers", 1]["computed_tokens"] == 1.0
+    speculative = by_case["self_speculation B=4", 1]
+    assert speculative["computed_tokens"] == pytest.approx(4 / speculative["tokens_per_forward"])
+    described = describe_run(tiny_bundle, [WORKLOAD], settings, 1, runs, [])
+    assert [(each["block_length"], each["workload"]) for each in described["lookup_verdicts"]] == [(4, "two")]
+    json.dumps(described, allow_nan=False)
+
+
+def test_all_prompts_are_checked_and_the_first_ones_timed(bench: Bench) -> None:
+    settings = dataclasses.replace(SETTINGS, num_timed_prompts=1)
+    for run in bench.run([WORKLOAD], settings):
+        assert (run["answers"], run["timed_answers"]) == (2, 1)
+        assert run["categories"].keys() == {"ab", "c"}
+
+
+def test_a_first_token_is_there_when_the_step_that_computed_it_ends(bench: Bench) -> None:
+    ticks = itertools.count()
+    options = GenerationOptions(mode=Mode.SELF_SPECULATION, max_new_tokens=8, block_length=4)
+    subject = EngineSubject(bench.session, bench.tokenizer, options, concurrency=1)
+    (trace,) = subject.answer([[1, 200, 300]], clock=lambda: float(next(ticks)))
+    # The step that ends the prompt drafts and verifies, too, and a caller hears of all of it at its end.
+    assert trace.first_token_s > trace.prefill_s
+    assert list(trace.arrivals_s) == sorted(set(trace.arrivals_s))
+    assert len(trace.arrivals_s) == len(trace.cycles)
 
 
 def test_a_case_that_differs_is_not_timed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +83,6 @@ def test_a_case_that_differs_is_not_timed(bench: Bench, monkeypatch: pytest.Monk
 
 
 def _one_token_less(take_in: object) -> object:
-    import dataclasses
-
     def cut(recorder: object, event: object, now_s: float, is_speculative: bool) -> None:
         take_in(recorder, event, now_s, is_speculative)  # type: ignore[operator]
         found = recorder.result  # type: ignore[attr-defined]
@@ -100,6 +128,10 @@ def test_report_in_a_browser(bench: Bench, tiny_bundle: Bundle, tmp_path: Path, 
         ink = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
         assert page.screenshot()
         assert page.get_by_role("img").count() == 3
+        assert page.get_by_role("heading", name="Drafts of the model and look-up, B=4").is_visible()
+        # Panels name their kind, and the legend their cases.
+        assert page.locator("svg text", has_text="prompt_lookup").count() > 1
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         browser.close()
     assert told == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
