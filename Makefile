@@ -31,7 +31,8 @@ typecheck: $(INSTALLED)
 	cd build/typing && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p nemodiff_trt
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/run.py
+	mkdir -p build
+	$(BIN)/python benchmarks/run.py --page docs/benchmarks.md --json build/benchmarks.json --report build/benchmarks.html
 
 # The Triton server of this wheel cannot use NumPy 2, which is why it has an environment of its own. The package goes in without
 # its dependencies: a server that runs ONNX Runtime engines needs no compiler.

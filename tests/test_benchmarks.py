@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from nemodiff_trt.bundle import Bundle
-from nemodiff_trt.checkpoint import Checkpoint
 from nemodiff_trt.plugins.decision_head import decision_head_reference
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.tokenizer import Tokenizer
+from nemodiff_trt.vocabulary import Role
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROMPTS = [[1, 200, 300, 210], [10, 390, 128, 129, 130, 131]]
 
 
 @pytest.fixture(autouse=True)
@@ -34,43 +33,16 @@ def model(tiny_bundle: Bundle) -> TriModeLM:
     return TriModeLM(OnnxRuntimeSession.open(tiny_bundle, num_threads=1), Tokenizer.from_dir(tiny_bundle.tokenizer_dir))
 
 
-class TestDecodeSpeed:
-    def test_every_case_answers_like_transformers(self, model: TriModeLM, tiny_checkpoint: Checkpoint) -> None:
-        from decode_speed import AR, REFERENCE, measure_decode_speed, options_of, speculative
-
-        from nemodiff_trt.runtime.bench.reference_model import ReferenceModel
-
-        cases = options_of([2, 8], max_new_tokens=10)
-        speed = measure_decode_speed(model, ReferenceModel(tiny_checkpoint), PROMPTS, cases, num_repeats=2)
-        assert speed.num_tokens == 20
-        assert set(speed.seconds) == {REFERENCE, AR, speculative(2), speculative(8)}
-        assert all(len(seconds) == 2 for seconds in speed.seconds.values())
-        summary = speed.summary(AR)
-        assert summary["tokens_per_forward"] == 1.0
-        assert 0 < summary["engine_share"] <= 1
-        assert speed.speed_over(AR, AR) == 1.0
-
-    def test_other_outputs_are_refused_before_anything_is_timed(self, model: TriModeLM) -> None:
-        from decode_speed import OutputsDifferError, check_outputs, options_of
-
-        class Liar:
-            def generate(self, prompt: list[int], max_new_tokens: int) -> tuple[int, ...]:
-                return tuple(prompt[:1] * max_new_tokens)
-
-        with pytest.raises(OutputsDifferError, match="ar, prompt 0"):
-            check_outputs(model, Liar(), PROMPTS, options_of([4], 6))
-
-
 class TestStepTimes:
     def test_table_has_a_time_for_every_shape_the_engines_take(self, model: TriModeLM) -> None:
         from step_times import step_table
 
         rows = step_table(model.session, [1, 2, 8, 16], [1, 4, 8], num_repeats=2)
-        shapes = {(row["role"], row["step"], row["batch"]) for row in rows}
-        wanted = {("decode", 1, batch) for batch in (1, 4)}
-        wanted |= {(role, step, batch) for role in ("verify", "draft") for step in (2, 8) for batch in (1, 4)}
+        shapes = {(row.step.role, row.step.step, row.step.batch) for row in rows}
+        wanted = {(Role.DECODE, 1, batch) for batch in (1, 4)}
+        wanted |= {(role, step, batch) for role in (Role.VERIFY, Role.DRAFT) for step in (2, 8) for batch in (1, 4)}
         assert shapes == wanted
-        assert all(row["ms"] > 0 for row in rows)
+        assert all(row.ms > 0 for row in rows)
 
     def test_capacity_ratio_is_of_the_worse_step_length(self) -> None:
         from step_times import capacity_ratio
@@ -119,38 +91,41 @@ class TestMeasure:
 
 
 @pytest.mark.slow
-def test_a_whole_run_ends_in_one_json_line(tiny_checkpoint_dir: Path) -> None:
+def test_a_whole_run_ends_in_one_json_line_and_makes_its_page(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
     options = {
         "checkpoint": tiny_checkpoint_dir,
         "num-threads": 1,
-        "num-prompts": 2,
+        "num-prompts": 8,
+        "num-timed-prompts": 2,
         "max-new-tokens": 6,
         "max-seq-len": 400,
         "block-lengths": "4,8",
+        "concurrency": "1,2",
         "capacities": "64,128",
         "num-repeats": 2,
         "num-step-repeats": 3,
+        "json": tmp_path / "run.json",
+        "page": tmp_path / "run.md",
+        "report": tmp_path / "run.html",
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     result = subprocess.run(
         [sys.executable, str(BENCHMARKS / "run.py"), *arguments], capture_output=True, text=True, check=False
     )
     assert result.stdout, result.stderr
-    summary: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    (line,) = result.stdout.splitlines()
+    summary: dict[str, Any] = json.loads(line)
     assert result.returncode == (0 if all(target["met"] for target in summary["targets"].values()) else 1)
-    assert set(summary["targets"]) == {
-        "ar_over_transformers",
-        "self_speculation_over_ar",
-        "engine_share_of_decode_time",
-        "slowest_over_fastest_cache_capacity",
-        "build_seconds",
-        "build_peak_gb",
-    }
-    assert len(summary["build_key"]) == 64
-    assert summary["versions"]["onnxruntime"]
-    assert summary["hardware"]["threads_used"] == 1
+    assert summary["targets"]["lossless_answers_unlike_ar"]["value"] == 0
+    assert len(summary["bench"]["bundle"]["build_key"]) == 64
     assert [row["capacity"] for row in summary["capacity_ms"]] == [64, 64, 128, 128]
-    assert summary["modes"]["ar"]["tokens_per_forward"] == 1.0
+    assert (tmp_path / "run.json").read_text(encoding="utf-8") == line + "\n"
+    assert (tmp_path / "run.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    # Made again from the file: the same page, nothing measured.
+    page = (tmp_path / "run.md").read_text(encoding="utf-8")
+    again = ["--from-json", str(tmp_path / "run.json"), "--page", str(tmp_path / "again.md")]
+    subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), *again], capture_output=True, check=False)
+    assert (tmp_path / "again.md").read_text(encoding="utf-8") == page
 
 
 class TestDecisionHead:

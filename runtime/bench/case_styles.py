@@ -11,6 +11,7 @@ from nemodiff_trt.runtime.bench.themed_svg import SERIES
 Run = dict[str, Any]
 _LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX*"
+_BLOCK_LENGTH = "B="
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,13 @@ class CaseStyle:
 
 
 def kind_of(case: str) -> str:
-    """A case's name without block length and threshold."""
-    return case.partition(" ")[0]
+    """A case's name without its block length."""
+    return " ".join(part for part in case.split(" ") if not part.startswith(_BLOCK_LENGTH))
 
 
 def label_within_kind(case: str) -> str:
-    """Block length and threshold of a case; its name if it has none."""
-    return case.partition(" ")[2] or case
+    """The block length of a case; its name if it has none."""
+    return next((part for part in case.split(" ") if part.startswith(_BLOCK_LENGTH)), case)
 
 
 def cases_by_kind(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -42,8 +43,11 @@ def cases_by_kind(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def case_styles(runs: Sequence[Run]) -> dict[str, CaseStyle]:
     """A style for every case of a result, the same in all its plots."""
-    return {
-        name: CaseStyle(SERIES[place % len(SERIES)], _LINES[index % len(_LINES)], _MARKERS[index % len(_MARKERS)])
-        for place, names in enumerate(cases_by_kind(runs).values())
-        for index, name in enumerate(names)
-    }
+    styles = {}
+    for place, names in enumerate(cases_by_kind(runs).values()):
+        # Kinds that have to share a colour differ in their markers.
+        first = place // len(SERIES) * len(_LINES)
+        for index, name in enumerate(names):
+            marker = _MARKERS[(first + index) % len(_MARKERS)]
+            styles[name] = CaseStyle(SERIES[place % len(SERIES)], _LINES[index % len(_LINES)], marker)
+    return styles

@@ -24,7 +24,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e8eaed; --grid: #3a4149; --series-0: #6cb0ff;
   --series-1: #ff9a5c; --series-2: #5fd38d; --series-3: #cf9bf5; --series-4: #e0c050; --series-5: #ff85bd; --series-6: #5ad0dd;
   --series-7: #a9b3be; } }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
+body { margin: 2rem auto; max-width: 90rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--grid); text-align: right; } th { vertical-align: bottom; }

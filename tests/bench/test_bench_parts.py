@@ -184,11 +184,13 @@ class TestLookupVerdict:
 
 class TestStyles:
     def test_cases_of_a_kind_share_a_colour_and_nothing_else(self) -> None:
-        names = ["ar", *(f"{kind} B={length}" for kind in ("self_speculation", "prompt_lookup") for length in (8, 16, 32))]
+        thresholds = [f"t={number}" for number in range(10)]
+        names = [f"{kind} B={length}" for kind in ("self_speculation", "prompt_lookup") for length in (8, 16, 32)]
+        names += [f"diffusion B={length} {threshold}" for threshold in thresholds for length in (8, 16, 32)]
         styles = case_styles([{"case": name} for name in names])
-        assert len({(style.color, style.line, style.marker) for style in styles.values()}) == len(names)
-        assert len({styles[name].color for name in names}) == 3
-        assert styles["prompt_lookup B=8"].color == styles["prompt_lookup B=32"].color
+        assert styles["diffusion B=8 t=0"].color == styles["diffusion B=32 t=0"].color != styles["diffusion B=8 t=1"].color
+        # Twelve kinds in eight colours, and still no case looks like another.
+        assert len({(style.color, style.marker) for style in styles.values()}) == len(names)
 
 
 class TestResults:
