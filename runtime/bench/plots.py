@@ -50,6 +50,27 @@ def acceptance_by_position(result: Result) -> str | None:
     return _drawn("positions", "Share of drafts accepted at each position, one line for each drafting case", draw)
 
 
+def drafts_of_a_cycle(result: Result) -> str | None:
+    """How many drafts cycles accept: a whole block, none, or something between."""
+    runs = [run for run in _first_level(result) if run["acceptance"]]
+    if not runs:
+        return None
+    styles = case_styles(result["runs"])
+
+    def draw(axes: Any) -> None:
+        for run in runs:
+            style, histogram = styles[run["case"]], run["acceptance"]["histogram"]
+            shares = [100 * count / run["acceptance"]["cycles"] for count in histogram]
+            axes.plot(
+                range(len(shares)), shares, style.line, marker=style.marker, color=style.color, label=run["case"], markersize=4
+            )
+        axes.set_ylim(0)
+        axes.set_xlabel("drafts accepted in a cycle")
+        axes.set_ylabel("cycles, %")
+
+    return _drawn("histogram", "Share of cycles by the number of drafts accepted, one line for each drafting case", draw)
+
+
 def tokens_per_forward_by_category(result: Result) -> str | None:
     """Speculative cases, category by category."""
     runs = [run for run in _first_level(result) if run["acceptance"]]
@@ -138,6 +159,7 @@ def step_time_by_tokens(result: Result) -> str | None:
 PLOTS: tuple[tuple[str, Callable[[Result], str | None]], ...] = (
     ("Accuracy and tokens per forward", accuracy_by_tokens_per_forward),
     ("Acceptance by position", acceptance_by_position),
+    ("Drafts accepted in a cycle", drafts_of_a_cycle),
     ("Tokens per forward by category", tokens_per_forward_by_category),
     ("Throughput and speed of a user", throughput_by_user_speed),
     ("Time of a step", step_time_by_tokens),

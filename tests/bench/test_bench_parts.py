@@ -215,7 +215,7 @@ class TestResults:
     def test_report_loads_nothing_and_escapes(self) -> None:
         runs = [drafting_run("model", {"c<": 2.0, "d": 3.0}), drafting_run(LOOKUP_DRAFTER, {"c<": 2.5, "d": 1.0})]
         page = render(result() | {"lookup_verdicts": lookup_verdicts(runs)})
-        assert page.count("<svg") == 5
+        assert page.count("<svg") == 6
         assert "w&lt;b&gt;" in page
         assert "B=8: self_speculation wins on 1 of 2, look-up on c&lt;" in page
         loaded = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)|url\(([^#)][^)]*)""", page)

@@ -127,7 +127,7 @@ def test_report_in_a_browser(bench: Bench, tiny_bundle: Bundle, tmp_path: Path, 
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         ink = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
         assert page.screenshot()
-        assert page.get_by_role("img").count() == 3
+        assert page.get_by_role("img").count() == 4
         assert page.get_by_role("heading", name="Drafts of the model and look-up, B=4").is_visible()
         # Panels name their kind, and the legend their cases.
         assert page.locator("svg text", has_text="prompt_lookup").count() > 1
