@@ -54,8 +54,8 @@ class TransformersSubject:
         tokens = self._model.generate(prompt, self._max_new_tokens, streamer=clock, **self._options)
         # The streamer is given the prompt first.
         arrivals_s = tuple(each - begin_s for each in clock.times_s[1:])
-        # The first run is prefill, and gives the first token as ours does. Where a prompt ends as it did before, look-up lets that
-        # run verify drafts, too, which then cost no forward.
+        # The first run is prefill, and gives the first token as ours does. Where a prompt ends as it did before, look-up lets
+        # that run verify drafts, too, which then cost no forward.
         forwards = self._num_forwards - forwards_before - 1
         return Trace(
             token_ids=tokens,
