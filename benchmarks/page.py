@@ -28,7 +28,9 @@ prompts, {repeats} rounds in which cases take turns.
 - **first token**: from a request's slot until a caller has it. The engine loop reports at the end of a step, and a step that
   ends a prompt may hold a first cycle, too.
 - `prompt_lookup` drafts what followed the last tokens before and verifies with our engine; `transformers` runs the same
-  weights, without and with its own look-up."""
+  weights, without and with its own look-up.
+- The modes `quadratic` ([quadratic.md](quadratic.md)) and `auto` ([planner.md](planner.md)) are measured by commands of their
+  own."""
 
 
 def render_page(result: dict[str, Any], published: str) -> str:
@@ -164,7 +166,7 @@ def _lookup(verdicts: Sequence[dict[str, Any]]) -> str:
 
 
 # Drafts accepted in a cycle, first and last of a column.
-_BINS = ((0, 0), (1, 3), (4, 7), (8, 14), (15, 30), (31, 31))
+_BINS = ((0, 0), (1, 3), (4, 6), (7, 14), (15, 30), (31, 31))
 
 
 def _acceptance(runs: Sequence[Run]) -> str:
@@ -172,7 +174,8 @@ def _acceptance(runs: Sequence[Run]) -> str:
     for run in runs:
         if run["drafter"] != MODEL_DRAFTER or not run["acceptance"]:
             continue
-        columns = [ends for ends in _BINS if ends[0] < len(run["acceptance"]["histogram"])]
+        most = len(run["acceptance"]["histogram"]) - 1
+        columns = [(first, min(last, most)) for first, last in _BINS if first <= most]
         heads = ["category", "cycles", "tokens a cycle", *(f"{a}" if a == b else f"{a} to {b}" for a, b in columns)]
         found = {name: numbers["acceptance"] for name, numbers in run["categories"].items()} | {"all": run["acceptance"]}
         rows = [

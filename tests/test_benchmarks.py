@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,21 @@ class TestMeasure:
 
         assert Target(value, **bounds).to_dict() == {"value": value, **bounds, "met": is_met}
 
+    @pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+    def test_commit_says_when_files_differ_from_it(self, tmp_path: Path) -> None:
+        from measure import commit
+
+        assert commit(tmp_path) is None
+        git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+        (tmp_path / "file").write_text("a", encoding="utf-8")
+        for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
+            subprocess.run([*git, *command], check=True)
+        clean = commit(tmp_path)
+        assert clean is not None
+        assert re.fullmatch("[0-9a-f]{12}", clean)
+        (tmp_path / "file").write_text("b", encoding="utf-8")
+        assert commit(tmp_path) == f"{clean}, with local changes"
+
     def test_build_failure_carries_its_message(self, tmp_path: Path) -> None:
         from bundles import build
 
@@ -114,12 +131,15 @@ def test_a_whole_run_ends_in_one_json_line_and_makes_its_page(tiny_checkpoint_di
     )
     assert result.stdout, result.stderr
     (line,) = result.stdout.splitlines()
-    summary: dict[str, Any] = json.loads(line)
-    assert result.returncode == (0 if all(target["met"] for target in summary["targets"].values()) else 1)
-    assert summary["targets"]["lossless_answers_unlike_ar"]["value"] == 0
-    assert len(summary["bench"]["bundle"]["build_key"]) == 64
-    assert [row["capacity"] for row in summary["capacity_ms"]] == [64, 64, 128, 128]
-    assert (tmp_path / "run.json").read_text(encoding="utf-8") == line + "\n"
+    last: dict[str, Any] = json.loads(line)
+    assert result.returncode == (0 if all(target["met"] for target in last["targets"].values()) else 1)
+    assert last["targets"]["lossless_answers_unlike_ar"]["value"] == 0
+    assert last["alone"]["ar"]["tokens_per_forward"] == 1.0
+    assert last["categories_won_by_prompt_lookup"].keys() == {"4", "8"}
+    whole = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert whole["targets"] == last["targets"]
+    assert len(whole["bench"]["bundle"]["build_key"]) == 64
+    assert [row["capacity"] for row in whole["capacity_ms"]] == [64, 64, 128, 128]
     assert (tmp_path / "run.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     # Made again from the file: the same page, nothing measured.
     page = (tmp_path / "run.md").read_text(encoding="utf-8")

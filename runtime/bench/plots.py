@@ -109,6 +109,9 @@ def throughput_by_user_speed(result: Result) -> str | None:
         flat = list(panels.flat)
         for axes in flat[len(kinds) :]:
             axes.set_visible(False)
+        # Shared scales leave the numbers to the last row, which may not be full.
+        for axes in flat[max(len(kinds) - columns, 0) : len(kinds)]:
+            axes.tick_params(labelbottom=True)
         for axes, (kind, names) in zip(flat, kinds.items(), strict=False):
             for name in lines.keys() - set(names):
                 axes.plot(*lines[name][:2], color=GRID, linewidth=1, marker=".", zorder=1)
