@@ -4,7 +4,8 @@
 
 All five terms cost time, so none may be negative. `fixed` holds launches and the weights, read once however many tokens there
 are; `compute` is what a token costs once the device is busy; `rise` is the way between: kernels of a few tokens keep a part of
-the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache.
+the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this by
+what the fit misses at the measured steps (see `local_factors`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.planner.local_factors import LocalFactors
 from nemodiff_trt.vocabulary import Role
 
 
@@ -69,11 +71,13 @@ class LatencyModel:
         device: what was measured, or what the numbers are a prediction for.
         is_prediction: not measured on the device.
         roles: terms of every role.
+        factors: what the terms miss, for the roles that were calibrated.
     """
 
     device: str
     is_prediction: bool
     roles: Mapping[Role, Coefficients]
+    factors: Mapping[Role, LocalFactors] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
@@ -82,10 +86,24 @@ class LatencyModel:
         Raises:
             InvalidInputError: a role has fewer measured steps than the model has terms.
         """
-        by_role: dict[Role, list[StepTime]] = {}
-        for time in times:
-            by_role.setdefault(time.step.role, []).append(time)
-        return cls(device, False, {role: _fit(role, measured) for role, measured in by_role.items()})
+        return cls(device, False, {role: _fit(role, measured) for role, measured in _by_role(times).items()})
+
+    @classmethod
+    def calibrate(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
+        """The fit, and what it misses at every measured step.
+
+        Raises:
+            InvalidInputError: a role has fewer measured steps than the model has terms.
+        """
+        by_role = _by_role(times)
+        roles = {role: _fit(role, measured) for role, measured in by_role.items()}
+        factors = {
+            role: LocalFactors.of_ratios(
+                (time.step.step, time.step.batch, round(time.step.history), time.ms / roles[role].ms(time.step)) for time in own
+            )
+            for role, own in by_role.items()
+        }
+        return cls(device, False, roles, factors)
 
     def ms(self, step: Step) -> float:
         """Predicted milliseconds.
@@ -95,12 +113,15 @@ class LatencyModel:
         """
         if step.role not in self.roles:
             raise InvalidInputError("role", str(step.role), f"{', '.join(sorted(self.roles))} in the latency model")
-        return self.roles[step.role].ms(step)
+        ms = self.roles[step.role].ms(step)
+        factors = self.factors.get(step.role)
+        return ms if factors is None else ms * factors.at(step.step, step.batch, step.history)
 
     def to_bytes(self) -> bytes:
         """As JSON."""
         roles = {str(role): asdict(terms) for role, terms in sorted(self.roles.items())}
-        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles}
+        factors = {str(role): own.to_json() for role, own in sorted(self.factors.items())}
+        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles, "factors": factors}
         return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
@@ -123,7 +144,8 @@ class LatencyModel:
                  content["roles"].items()}  # fmt: skip
         if any(not math.isfinite(value) or value < 0 for terms in roles.values() for value in asdict(terms).values()):
             raise ValueError("a term is negative or not finite")
-        return cls(str(content["device"]), bool(content["is_prediction"]), roles)
+        factors = {Role(name): LocalFactors.from_json(own) for name, own in content["factors"].items()}
+        return cls(str(content["device"]), bool(content["is_prediction"]), roles, factors)
 
 
 def latency_file(bundle: Path) -> Path:
@@ -147,6 +169,13 @@ def measured_latency(bundle: Path) -> LatencyModel | None:
             f"{path}: a prediction for {model.device}, and mode auto chooses by measured times; run nemodiff calibrate"
         )
     return model
+
+
+def _by_role(times: Iterable[StepTime]) -> dict[Role, list[StepTime]]:
+    by_role: dict[Role, list[StepTime]] = {}
+    for time in times:
+        by_role.setdefault(time.step.role, []).append(time)
+    return by_role
 
 
 def _fit(role: Role, times: list[StepTime]) -> Coefficients:
