@@ -19,7 +19,7 @@ Made by `make bench` in {minutes:.1f} minutes at commit {commit}. **CPU only: {c
 
 All cases answer the same {prompts} held-out prompts ({each} of each category), greedily, at most {max_new_tokens} tokens each.
 Lossless cases are compared with `ar` token by token before anything is timed. Times and speeds are of the first {timed}
-prompts, {repeats} rounds in which cases take turns.
+prompts, and of two for each request at a time, in {repeats} rounds in which cases take turns.
 
 - **tokens/forward**: tokens after the first by engine runs after prefill, causal commits included ([bench.md](bench.md));
   **reference**: all tokens by the published code's own count.
@@ -229,7 +229,7 @@ def _steps(steps: Sequence[dict[str, Any]]) -> str:
         for role, batch in dict.fromkeys((step["role"], step["batch"]) for step in steps)
     ]
     table = markdown_table(["role, sequences", *(f"S={length}" for length in lengths)], rows)
-    return f"## One engine run\nMilliseconds behind {steps[0]['history']:.0f} tokens, by tokens of a sequence.\n\n{table}"
+    return f"## One engine run\nMilliseconds of a run that follows others like it, behind {steps[0]['history']:.0f} tokens, by tokens of a sequence.\n\n{table}"
 
 
 def _capacities(rows: Sequence[dict[str, Any]]) -> str:

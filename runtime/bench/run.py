@@ -64,7 +64,7 @@ class Bench:
                 fitting = [case for case in chosen if concurrency == 1 or not case.is_single]
                 note(f"{workload.name}, {concurrency} at a time: {len(fitting)} cases")
                 group = _Group(self, workload, encoded[workload.name], concurrency)
-                found += group.measure(fitting, settings.num_repeats, settings.num_timed_prompts)
+                found += group.measure(fitting, settings.num_repeats, settings.num_timed(concurrency))
         return found
 
     def subject(self, case: Case, concurrency: int, max_new_tokens: int) -> Subject:

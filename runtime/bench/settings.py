@@ -31,8 +31,8 @@ class BenchSettings:
         concurrency: requests at a time, in turn.
         max_new_tokens: limit of an answer.
         num_repeats: timed rounds of every case; a round before them warms up and is checked.
-        num_timed_prompts: only the first so many prompts of a workload are timed; the others are answered once, for what does
-            not depend on the clock. None for all.
+        num_timed_prompts: only the first so many prompts of a workload are timed, and at least two for each request at a time;
+            the others are answered once, for what does not depend on the clock. None for all.
         baselines: of `BASELINES`; `prompt_lookup` at every block length, those of `transformers` one request at a time.
 
     Raises:
@@ -62,6 +62,12 @@ class BenchSettings:
             value = getattr(self, name)
             if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
                 raise InvalidInputError(name, value, f"integers of at least {least}")
+
+    def num_timed(self, concurrency: int) -> int | None:
+        """How many prompts are timed with so many requests at a time; None for all. Fewer than two waves would mostly show how
+        a batch runs empty.
+        """
+        return None if self.num_timed_prompts is None else max(self.num_timed_prompts, 2 * concurrency)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,11 @@ def test_lossless_cases_and_baselines_answer_like_ar(bench: Bench, tiny_bundle: 
 
 
 def test_all_prompts_are_checked_and_the_first_ones_timed(bench: Bench) -> None:
-    settings = dataclasses.replace(SETTINGS, num_timed_prompts=1)
-    for run in bench.run([WORKLOAD], settings):
-        assert (run["answers"], run["timed_answers"]) == (2, 1)
-        assert run["categories"].keys() == {"ab", "c"}
+    settings = dataclasses.replace(SETTINGS, num_timed_prompts=2, concurrency=(1, 2), baselines=())
+    for run in bench.run([Workload("four", (*WORKLOAD.prompts, *WORKLOAD.prompts, *WORKLOAD.prompts))], settings):
+        # Two waves at least.
+        assert (run["answers"], run["timed_answers"]) == (6, 2 * run["concurrency"])
+        assert {name: each["answers"] for name, each in run["categories"].items()} == {"ab": 3, "c": 3}
 
 
 def test_a_first_token_is_there_when_the_step_that_computed_it_ends(bench: Bench) -> None:
