@@ -4,8 +4,8 @@
 
 All five terms cost time, so none may be negative. `fixed` holds launches and the weights, read once however many tokens there
 are; `compute` is what a token costs once the device is busy; `rise` is the way between: kernels of a few tokens keep a part of
-the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this by
-what the fit misses at the measured steps (see `local_factors`).
+the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this
+by what the fit misses at the measured steps (see `local_factors`).
 """
 
 from __future__ import annotations

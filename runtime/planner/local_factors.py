@@ -58,9 +58,7 @@ class LocalFactors:
         return cls.of_ratios(ratios)
 
 
-def _between(
-    points: Mapping[int, Any], place: float, scale: Callable[[float], float], value: Callable[[Any], float]
-) -> float:
+def _between(points: Mapping[int, Any], place: float, scale: Callable[[float], float], value: Callable[[Any], float]) -> float:
     """`value` of the points, whose keys ascend, interpolated at `place`; distances are those of `scale`."""
     keys = list(points)
     after = bisect_right(keys, place)
