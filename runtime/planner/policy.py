@@ -29,7 +29,7 @@ DECIDE_CYCLES, QUIET_CYCLES = 4, 32
 # Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
-_HISTORY_STEP = 128
+_HISTORY_STEP = 32
 _MAX_TABLES = 256
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Policy:
         "_latency",
         "_lengths",
         "_loop_times",
+        "_max_batch",
         "_min_gain",
         "_min_gain_over_ar",
         "_num_known",
@@ -90,7 +91,8 @@ class Policy:
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
-        self._tables: dict[tuple[int, int], np.ndarray] = {}
+        self._max_batch = max_batch
+        self._tables: dict[int, np.ndarray] = {}
         # Kinds of steps: decoding or drafting, and verification, by candidate.
         self._loop_times = LoopTimes((2, len(self._candidates)), max_batch)
         self.block_lengths = tuple(block_lengths)
@@ -109,8 +111,8 @@ class Policy:
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
-        factors = self._loop_times.factors(batch)[:, self._candidates.index(choice), batch]
-        return float(self._calibrated_ms(choice, batch, history) @ factors)
+        table = self._calibrated_rows(np.array([batch]), history)[:, self._candidates.index(choice), 0]
+        return float(table @ self._loop_times.factors(batch)[:, self._candidates.index(choice), batch])
 
     def observe_run(self, step: Step, ms: float) -> None:
         """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
@@ -119,12 +121,14 @@ class Policy:
             kind = (int(step.role is Role.VERIFY), self._candidates.index(candidate))
             self._loop_times.observe(kind, step.batch, ms / self._latency.ms(step))
 
-    def _calibrated_ms(self, choice: Choice, batch: int, history: float) -> np.ndarray:
-        """Of decoding, or of drafting and verification, float64 [2]."""
-        if not choice.drafts:
-            return np.array([self._latency.ms(Step(Role.DECODE, batch, 1, history)), 0.0])
-        steps = (Step(role, batch, choice.block_length, history) for role in (Role.DRAFT, Role.VERIFY))
-        return np.array([self._latency.ms(step) for step in steps])
+    def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
+        """Milliseconds of decoding or drafting, and of verification, float64 [2, C, len(batches)]."""
+        found = np.zeros((2, len(self._candidates), len(batches)))
+        for place, choice in enumerate(self._candidates):
+            roles = (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,)
+            for row, role in zip(found[:, place], roles, strict=False):
+                row[:] = self._latency.row(role, choice.block_length, batches, history)
+        return found
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
@@ -220,21 +224,19 @@ class Policy:
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
         """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
-        found: np.ndarray = (self._calibrated_table(batch, history) * self._loop_times.factors(batch)).sum(axis=0)
+        found: np.ndarray = (self._calibrated_table(history)[..., : batch + 1] * self._loop_times.factors(batch)).sum(axis=0)
         return found
 
-    def _calibrated_table(self, batch: int, history: float) -> np.ndarray:
-        """Of decoding or drafting, and of verification, by candidate and number of rows; float64 [2, C, batch + 1]."""
+    def _calibrated_table(self, history: float) -> np.ndarray:
+        """Of decoding or drafting, and of verification, by candidate and number of rows; float64 [2, C, max_batch + 1]."""
         bucket = round(history / _HISTORY_STEP)
-        table = self._tables.get((batch, bucket))
+        table = self._tables.get(bucket)
         if table is None:
             if len(self._tables) == _MAX_TABLES:
                 self._tables.clear()
-            table = np.zeros((2, len(self._candidates), batch + 1))
-            for place, choice in enumerate(self._candidates):
-                for size in range(1, batch + 1):
-                    table[:, place, size] = self._calibrated_ms(choice, size, bucket * _HISTORY_STEP)
-            self._tables[batch, bucket] = table
+            table = np.zeros((2, len(self._candidates), self._max_batch + 1))
+            table[..., 1:] = self._calibrated_rows(np.arange(1, self._max_batch + 1), bucket * _HISTORY_STEP)
+            self._tables[bucket] = table
         return table
 
 

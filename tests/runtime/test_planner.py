@@ -50,7 +50,7 @@ class TestLatencyModel:
     @settings(deadline=None, max_examples=60)
     @given(terms, terms, terms, terms, terms)
     def test_recovers_what_made_the_times(self, fixed: float, rise: float, compute: float, row: float, read: float) -> None:
-        made = Coefficients(0.1 + fixed, rise, compute / 100, row / 10, read / 10_000)
+        made = LatencyModel("d", False, {Role.VERIFY: Coefficients(0.1 + fixed, rise, compute / 100, row / 10, read / 10_000)})
         found = LatencyModel.fit("d", [StepTime(step, made.ms(step)) for step in GRID])
         for step in (Step(Role.VERIFY, 2, 16, 300.0), Step(Role.VERIFY, 128, 8, 50.0)):
             assert found.ms(step) == pytest.approx(made.ms(step), rel=1e-6)
