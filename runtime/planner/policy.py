@@ -26,7 +26,7 @@ MIN_GAIN_OVER_AR = 0.05
 # Cycles a choice stands for while the requests stay the same: choosing takes time as well. The longer ones are for a loop in
 # which nothing drafts, where only step times are news.
 DECIDE_CYCLES, QUIET_CYCLES = 4, 32
-# Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
+# Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
 _HISTORY_STEP = 32
@@ -111,15 +111,14 @@ class Policy:
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
-        table = self._calibrated_rows(np.array([batch]), history)[:, self._candidates.index(choice), 0]
-        return float(table @ self._loop_times.factors(batch)[:, self._candidates.index(choice), batch])
+        return float(self._cost_table(batch, history)[self._candidates.index(choice), batch])
 
     def observe_run(self, step: Step, ms: float) -> None:
         """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
         candidate = Choice(step.step)
         if step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and candidate in self._candidates:
             kind = (int(step.role is Role.VERIFY), self._candidates.index(candidate))
-            self._loop_times.observe(kind, step.batch, ms / self._latency.ms(step))
+            self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
 
     def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
         """Milliseconds of decoding or drafting, and of verification, float64 [2, C, len(batches)]."""
@@ -141,12 +140,12 @@ class Policy:
         self._cycles += 1
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
-        is_probe = bool(self.block_lengths) and self._cycles % PROBE_CYCLES == 0
         for request in requests:
             assert request.choice is not None, "chosen above"
             request.next_cycle = request.choice
-            if is_probe and not request.choice.drafts:
-                request.next_cycle = self._best_draft(request, len(requests), history)
+        if self.block_lengths and self._cycles % PROBE_CYCLES == 0:
+            self._probe(requests[self._cycles // PROBE_CYCLES % len(requests)], history)
+        for request in requests:
             length = request.next_cycle.block_length
             self.decisions[length] = self.decisions.get(length, 0) + 1
 
@@ -217,10 +216,12 @@ class Policy:
         found: np.ndarray = draws[:, None] * (self._lengths - 1 + tokens)
         return found
 
-    def _best_draft(self, request: PlannedRequest, batch: int, history: float) -> Choice:
-        tokens = expected_tokens(request.shares(), self._lengths)
-        drafts = range(1, len(self._candidates))
-        return self._candidates[max(drafts, key=lambda c: tokens[c] / self.cycle_ms(self._candidates[c], batch, history))]
+    def _probe(self, request: PlannedRequest, history: float) -> None:
+        """Let a request that does not draft do so for one cycle, by itself."""
+        if request.next_cycle.drafts:
+            return
+        per_token = self._cost_table(1, history)[:, 1] / expected_tokens(request.shares(), self._lengths)
+        request.next_cycle = self._candidates[1 + int(per_token[1:].argmin())]
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
         """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
