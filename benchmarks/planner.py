@@ -149,7 +149,7 @@ def policy_choices(measured: LatencyModel) -> dict[int, int]:
     for _ in range(20_000):
         acceptance.observe(max(PUBLISHED_TOKENS), profile.draw(generator, max(PUBLISHED_TOKENS) - 1))
     for concurrency in PUBLISHED_PAIRS:
-        policy = Policy(latency, sorted(PUBLISHED_TOKENS), max(PUBLISHED_TOKENS))
+        policy = Policy(latency, sorted(PUBLISHED_TOKENS), max(PUBLISHED_TOKENS), max(PUBLISHED_PAIRS))
         requests = [PlannedRequest(acceptance, slot=slot) for slot in range(concurrency)]
         policy.decide(requests, HISTORY)
         chosen[concurrency] = requests[0].next_cycle.block_length

@@ -1,8 +1,9 @@
 """The simulator against the engine it simulates: nemodiff-tiny on this machine's CPU.
 
-Three traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts. Step
-times, acceptance by category and the cost of the loop are measured on other requests first; rates follow from the capacity that
-the simulation predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
+Traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts, and all
+requests at once, where the throughput is the capacity and not the rate at which requests come. Step times, acceptance by
+category and the cost of the loop are measured on other requests first; rates follow from the capacity that the simulation
+predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
 would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is
 missed.
 """
@@ -173,13 +174,15 @@ def traces(texts: Prompts, deployment: Deployment, count: int) -> dict[str, tupl
 
     both = (Mode.AR, Mode.SELF_SPECULATION)
     found = {}
-    for name, kind in (("steady", texts), ("bursty", texts), ("long prompts", joined(texts, count))):
+    for name, kind in (("steady", texts), ("bursty", texts), ("long prompts", joined(texts, count)), ("all at once", texts)):
         requests, own = drawn(kind, both)
         rate = UTILIZATION * summarize(simulate(requests, deployment))["requests_per_second"]
         arrivals = [due.arrival_s for due in poisson_trace(rate, count, 1, 1, seed=5)]
         if name == "bursty":
             size = 2 * MAX_BATCH_SIZE
             arrivals = [place // size * size / rate for place in range(count)]
+        elif name == "all at once":
+            arrivals = [0.0] * count
         timed = [dataclasses.replace(request, arrival_s=due) for request, due in zip(requests, arrivals, strict=True)]
         found[name] = timed, own
     return found

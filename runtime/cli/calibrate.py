@@ -16,7 +16,9 @@ class CalibrateArguments:
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
-    num_repeats: Annotated[int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds, of two runs of every step each.")] = 5
+    num_repeats: Annotated[
+        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds, of two runs of every step each.")
+    ] = 5
     as_json: AsJson = False
     num_threads: NumThreads = None
 

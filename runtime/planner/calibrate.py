@@ -19,13 +19,13 @@ from nemodiff_trt.vocabulary import Role, Target
 _ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY, Role.PREFILL)
 
 # Rounds, of two runs of every step each.
-NUM_REPEATS = 5
+NUM_REPEATS = 4
 
 
 def steps_to_measure(session: Session) -> Iterator[Step]:
     """Powers of two of rows and step tokens up to what was built, with short and long histories."""
     limits = session.limits
-    histories = sorted({max(1, limits.max_seq_len * share // 16) for share in (1, 4, 8, 12)})
+    histories = sorted({max(1, limits.max_seq_len * share // 16) for share in (1, 2, 4, 8, 12)})
     for role in _ROLES:
         if role in session.roles:
             longest = limits.longest_step(role)

@@ -4,8 +4,8 @@
 
 All five terms cost time, so none may be negative. `fixed` holds launches and the weights, read once however many tokens there
 are; `compute` is what a token costs once the device is busy; `rise` is the way between: kernels of a few tokens keep a part of
-the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this by
-what the fit misses at the measured steps (see `local_factors`).
+the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this
+by what the fit misses at the measured steps (see `local_factors`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,17 @@ class Coefficients:
     row: float
     read: float
 
-    def ms(self, step: Step) -> float:
-        tokens = step.batch * step.step
-        return (
+    def ms(self, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        """Of S tokens in every row and several batch sizes, float64 like `batches`."""
+        tokens = batches * step
+        found: np.ndarray = (
             self.fixed
-            + self.rise * math.log2(tokens)
+            + self.rise * np.log2(tokens)
             + self.compute * tokens
-            + self.row * step.batch
-            + self.read * step.batch * step.history
+            + self.row * batches
+            + self.read * batches * history
         )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,14 @@ class LatencyModel:
             InvalidInputError: a role has fewer measured steps than the model has terms.
         """
         by_role = _by_role(times)
-        roles = {role: _fit(role, measured) for role, measured in by_role.items()}
+        fitted = cls(device, False, {role: _fit(role, own) for role, own in by_role.items()})
         factors = {
             role: LocalFactors.of_ratios(
-                (time.step.step, time.step.batch, round(time.step.history), time.ms / roles[role].ms(time.step)) for time in own
+                (time.step.step, time.step.batch, round(time.step.history), time.ms / fitted.ms(time.step)) for time in own
             )
             for role, own in by_role.items()
         }
-        return cls(device, False, roles, factors)
+        return replace(fitted, factors=factors)
 
     def ms(self, step: Step) -> float:
         """Predicted milliseconds.
@@ -111,11 +113,19 @@ class LatencyModel:
         Raises:
             InvalidInputError: nothing is known about the role.
         """
-        if step.role not in self.roles:
-            raise InvalidInputError("role", str(step.role), f"{', '.join(sorted(self.roles))} in the latency model")
-        ms = self.roles[step.role].ms(step)
-        factors = self.factors.get(step.role)
-        return ms if factors is None else ms * factors.at(step.step, step.batch, step.history)
+        return float(self.row(step.role, step.step, np.array([step.batch]), step.history)[0])
+
+    def row(self, role: Role, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        """Predicted milliseconds of S tokens in every row and several batch sizes, float64 like `batches`.
+
+        Raises:
+            InvalidInputError: nothing is known about the role.
+        """
+        if role not in self.roles:
+            raise InvalidInputError("role", str(role), f"{', '.join(sorted(self.roles))} in the latency model")
+        ms = self.roles[role].ms(step, batches, history)
+        factors = self.factors.get(role)
+        return ms if factors is None else ms * factors.row(step, batches, history)
 
     def to_bytes(self) -> bytes:
         """As JSON."""

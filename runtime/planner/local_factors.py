@@ -7,10 +7,12 @@ are, so a fit alone errs by a fifth in places.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,24 @@ class LocalFactors:
 
     def at(self, step: int, batch: int, history: float) -> float:
         """Interpolated over the logarithms of S and B, and over the history; outside, the nearest."""
-        return _between(
-            self.table,
-            step,
-            math.log,
-            lambda batches: _between(batches, batch, math.log, lambda histories: _between(histories, history, float, float)),
-        )
+        return float(self.row(step, np.array([batch]), history)[0])
+
+    def row(self, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        """The same for several batch sizes at once, float64 like `batches`."""
+        steps = list(self.table)
+        above = min(bisect_left(steps, step), len(steps) - 1)
+        below = above if steps[above] <= step or above == 0 else above - 1
+        at_above, at_below = (self._of_step(steps[place], batches, history) for place in (above, below))
+        if above == below:
+            return at_above
+        share = math.log(step / steps[below]) / math.log(steps[above] / steps[below])
+        return (1 - share) * at_below + share * at_above
+
+    def _of_step(self, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        measured = self.table[step]
+        factors = [np.interp(history, list(own), list(own.values())) for own in measured.values()]
+        found: np.ndarray = np.interp(np.log(batches), np.log(list(measured)), factors)
+        return found
 
     def to_json(self) -> list[list[float]]:
         """Lines of S, B, history and factor."""
@@ -56,16 +70,3 @@ class LocalFactors:
         if not ratios or any(min(step, batch) < 1 or not 0 < factor < math.inf for step, batch, _, factor in ratios):
             raise ValueError("a local factor is not a positive number for a step length and a batch size")
         return cls.of_ratios(ratios)
-
-
-def _between(
-    points: Mapping[int, Any], place: float, scale: Callable[[float], float], value: Callable[[Any], float]
-) -> float:
-    """`value` of the points, whose keys ascend, interpolated at `place`; distances are those of `scale`."""
-    keys = list(points)
-    after = bisect_right(keys, place)
-    if after == 0 or after == len(keys) or keys[after - 1] == place:
-        return value(points[keys[max(after - 1, 0)]])
-    below, above = keys[after - 1], keys[after]
-    share = (scale(place) - scale(below)) / (scale(above) - scale(below))
-    return (1 - share) * value(points[below]) + share * value(points[above])
