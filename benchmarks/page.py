@@ -229,7 +229,8 @@ def _steps(steps: Sequence[dict[str, Any]]) -> str:
         for role, batch in dict.fromkeys((step["role"], step["batch"]) for step in steps)
     ]
     table = markdown_table(["role, sequences", *(f"S={length}" for length in lengths)], rows)
-    return f"## One engine run\nMilliseconds of a run that follows others like it, behind {steps[0]['history']:.0f} tokens, by tokens of a sequence.\n\n{table}"
+    how = f"Milliseconds of a run after others like it, behind {steps[0]['history']:.0f} tokens, by tokens of a sequence."
+    return f"## One engine run\n{how}\n\n{table}"
 
 
 def _capacities(rows: Sequence[dict[str, Any]]) -> str:
