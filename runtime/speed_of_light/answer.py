@@ -27,6 +27,11 @@ class BlockAnalysis:
     refreshes: int
 
     @property
+    def exact_greedy_steps(self) -> int:
+        """Of greedy acceptance, or serial ones where it does not end in the target."""
+        return self.greedy.num_steps if self.greedy.is_exact else len(self.trajectory.steps)
+
+    @property
     def tokens(self) -> list[int]:
         """The seed and the tokens behind it that belong to the answer."""
         return [int(token) for token in self.trajectory.target[: self.trajectory.num_needed]]

@@ -14,6 +14,7 @@ from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
 from nemodiff_trt.vocabulary import Mode
 
 ALL = "all"
+GREEDY, EXACT_GREEDY = "greedy", "greedy, exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,14 @@ def _bound_rows(found: dict[str, list[BlockAnalysis]], block_length: int) -> lis
     rows = []
     for category, blocks in by_category.items():
         bounds = BoundTotals.of(blocks)
-        for way, totals in (("serial", bounds.serial), ("greedy", bounds.greedy), ("compaction", bounds.compaction)):
-            share = None if way == "greedy" else 1.0
+        ways = {
+            "serial": bounds.serial,
+            GREEDY: bounds.greedy,
+            EXACT_GREEDY: bounds.exact_greedy,
+            "compaction": bounds.compaction,
+        }
+        for way, totals in ways.items():
+            share = None if way == GREEDY else 1.0
             rows.append(StudyRow(way, block_length, category, totals.acceptance, totals.tokens_per_forward, share, bounds))
     return rows
 

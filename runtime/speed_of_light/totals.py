@@ -37,9 +37,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class BoundTotals:
-    """The three ways over the same blocks, and how greedy acceptance compares with compaction block by block.
+    """The ways over the same blocks, and how greedy acceptance compares with compaction block by block.
 
     Attributes:
+        exact_greedy: greedy acceptance, with serial steps for the blocks in which it does not end in the serial target.
         greedy_inexact: blocks in which greedy acceptance does not end in the serial target.
         greedy_fewer_steps: blocks in which it takes fewer steps than compaction; none of them can be exact.
         over_budget: blocks whose simulations were given up.
@@ -48,6 +49,7 @@ class BoundTotals:
 
     serial: Totals
     greedy: Totals
+    exact_greedy: Totals
     compaction: Totals
     num_blocks: int
     greedy_inexact: int
@@ -63,12 +65,14 @@ class BoundTotals:
         steps = (
             sum(len(block.trajectory.steps) for block in listed),
             sum(block.greedy.num_steps for block in listed),
+            sum(block.exact_greedy_steps for block in listed),
             sum(block.compaction.num_steps for block in listed),
         )
-        serial, greedy, compaction = (Totals(filled, count, refreshes) for count in steps)
+        serial, greedy, exact_greedy, compaction = (Totals(filled, count, refreshes) for count in steps)
         return cls(
             serial,
             greedy,
+            exact_greedy,
             compaction,
             len(listed),
             greedy_inexact=sum(not block.greedy.is_exact for block in listed),
