@@ -149,7 +149,7 @@ def policy_choices(measured: LatencyModel) -> dict[int, int]:
     for _ in range(20_000):
         acceptance.observe(max(PUBLISHED_TOKENS), profile.draw(generator, max(PUBLISHED_TOKENS) - 1))
     for concurrency in PUBLISHED_PAIRS:
-        policy = Policy(latency, sorted(PUBLISHED_TOKENS), max(PUBLISHED_TOKENS))
+        policy = Policy(latency, sorted(PUBLISHED_TOKENS), max(PUBLISHED_TOKENS), max(PUBLISHED_PAIRS))
         requests = [PlannedRequest(acceptance, slot=slot) for slot in range(concurrency)]
         policy.decide(requests, HISTORY)
         chosen[concurrency] = requests[0].next_cycle.block_length
@@ -191,7 +191,7 @@ def parse_arguments() -> argparse.Namespace:
 def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: argparse.Namespace, console: Console) -> Speeds:
     """Speed of every setting over ar, by workload and requests at a time; with what was learned and chosen."""
     times = measure_steps(session, clock=arguments.clock)
-    latency = LatencyModel.fit("this CPU", times)
+    latency = LatencyModel.calibrate("this CPU", times)
     speeds = Speeds(held_out_error("this CPU", times), latency)
     for name, requests in workloads(tokenizer, arguments.num_prompts, arguments.max_new_tokens).items():
         table = Table(f"{name}: speed over ar", *settings())

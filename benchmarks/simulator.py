@@ -1,8 +1,9 @@
 """The simulator against the engine it simulates: nemodiff-tiny on this machine's CPU.
 
-Three traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts. Step
-times, acceptance by category and the cost of the loop are measured on other requests first; rates follow from the capacity that
-the simulation predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
+Traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts, and all
+requests at once, where the throughput is the capacity and not the rate at which requests come. Step times, acceptance by
+category and the cost of the loop are measured on other requests first; rates follow from the capacity that the simulation
+predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
 would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is
 missed.
 """
@@ -54,6 +55,8 @@ CALIBRATION_SEED, TRACE_SEED = 7_000_021, 7_000_022
 BLOCK_LENGTH, MAX_BATCH_SIZE, MAX_SEQ_LEN, PREFILL_CHUNK = 16, 8, 512, 64
 # Of the capacity, so that requests wait at times and queues do not grow.
 UTILIZATION = 0.6
+# Prompts that a long one is made of.
+NUM_PARTS = 8
 NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
 
 # B200: prompts and answers about as long as those the step times were taken at.
@@ -145,29 +148,41 @@ def calibrate_loop(real: Real, texts: Prompts) -> tuple[dict[str, AcceptanceProf
     return acceptance, LoopCost(float(run_ms), float(row_ms))
 
 
+def joined(texts: Prompts, count: int) -> Prompts:
+    """`count` long prompts of every category, each of several of its prompts. Drafts do far worse on these."""
+    generator = np.random.default_rng(4)
+    found: Prompts = {}
+    for category, own in sorted(texts.items()):
+        for _ in range(count):
+            parts = [own[int(pick)] for pick in generator.integers(len(own), size=NUM_PARTS)]
+            prompt = [token for part in parts for token in part][: MAX_SEQ_LEN - 128]
+            found.setdefault(f"long {category}", []).append(prompt)
+    return found
+
+
 def traces(texts: Prompts, deployment: Deployment, count: int) -> dict[str, tuple[list[TraceRequest], list[list[int]]]]:
     """Name -> requests and their texts, at rates that take up a part of the capacity the simulation predicts."""
     generator = np.random.default_rng(3)
-    names = sorted(texts)
 
-    def drawn(num_parts: int, modes: Sequence[Mode]) -> tuple[list[TraceRequest], list[list[int]]]:
-        requests, own = [], []
+    def drawn(texts: Prompts, modes: Sequence[Mode]) -> tuple[list[TraceRequest], list[list[int]]]:
+        requests, own, names = [], [], sorted(texts)
         for place in range(count):
             category = names[int(generator.integers(len(names)))]
-            parts = [texts[category][int(pick)] for pick in generator.integers(len(texts[category]), size=num_parts)]
-            own.append([token for part in parts for token in part][: MAX_SEQ_LEN - 128])
+            own.append(texts[category][int(generator.integers(len(texts[category])))])
             requests += requests_at_once(own[-1:], modes[place % len(modes)], category, int(generator.integers(32, 97)))
         return requests, own
 
     both = (Mode.AR, Mode.SELF_SPECULATION)
     found = {}
-    for name, num_parts in (("steady", 1), ("bursty", 1), ("long prompts", 8)):
-        requests, own = drawn(num_parts, both)
+    for name, kind in (("steady", texts), ("bursty", texts), ("long prompts", joined(texts, count)), ("all at once", texts)):
+        requests, own = drawn(kind, both)
         rate = UTILIZATION * summarize(simulate(requests, deployment))["requests_per_second"]
         arrivals = [due.arrival_s for due in poisson_trace(rate, count, 1, 1, seed=5)]
         if name == "bursty":
             size = 2 * MAX_BATCH_SIZE
             arrivals = [place // size * size / rate for place in range(count)]
+        elif name == "all at once":
+            arrivals = [0.0] * count
         timed = [dataclasses.replace(request, arrival_s=due) for request, due in zip(requests, arrivals, strict=True)]
         found[name] = timed, own
     return found
@@ -245,8 +260,9 @@ def main() -> None:
         session = OnnxRuntimeSession.open(bundle, arguments.num_threads)
         tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir)
         real = Real(session, tokenizer)
-        latency = LatencyModel.fit("this CPU", measure_steps(session))
+        latency = LatencyModel.calibrate("this CPU", measure_steps(session))
         own = prompts(tokenizer, CALIBRATION_SEED, 200)
+        own |= joined(own, 16)
         calibrate_loop(real, {category: texts[:2] for category, texts in own.items()})
         acceptance, loop_cost = calibrate_loop(real, own)
         console.print(f"loop: {loop_cost.run_ms:.3f} ms a run, {loop_cost.row_ms:.3f} ms a request in it")

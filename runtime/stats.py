@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.kv_cache import KVCache
+from nemodiff_trt.runtime.planner import Step
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session import Session, StepOutput
 from nemodiff_trt.runtime.step_layout import StepLayout
@@ -107,12 +109,13 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 class TimedSession:
-    """A session that adds up the seconds spent in its runs."""
+    """A session that adds up the seconds spent in its runs, and tells `on_run` of each: the step, and milliseconds."""
 
-    __slots__ = ("_session", "engine_s", "num_runs")
+    __slots__ = ("_on_run", "_session", "engine_s", "num_runs")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, on_run: Callable[[Step, float], None] | None = None) -> None:
         self._session = session
+        self._on_run = on_run
         self.engine_s = 0.0
         self.num_runs = 0
 
@@ -145,6 +148,10 @@ class TimedSession:
     ) -> StepOutput:
         begin = time.perf_counter()
         output = self._session.run(role, input_ids, cache, last_index, layout)
-        self.engine_s += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self.engine_s += seconds
         self.num_runs += 1
+        if self._on_run is not None:
+            batch, step = input_ids.shape
+            self._on_run(Step(role, batch, step, float(cache.length[:batch].mean())), seconds * 1e3)
         return output

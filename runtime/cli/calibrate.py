@@ -16,7 +16,9 @@ class CalibrateArguments:
     """Options of the command, in the order of its help."""
 
     bundle: BundleDir
-    num_repeats: Annotated[int, typer.Option("--num-repeats", metavar="N", min=1, help="Runs of every step.")] = 5
+    num_repeats: Annotated[
+        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds, of two runs of every step each.")
+    ] = 5
     as_json: AsJson = False
     num_threads: NumThreads = None
 
@@ -34,7 +36,7 @@ def calibrate(arguments: CalibrateArguments) -> int:
     session = open_session(bundle, arguments.num_threads)
     times = measure_steps(session, arguments.num_repeats)
     device = device_name(bundle.manifest.target)
-    model, error = LatencyModel.fit(device, times), held_out_error(device, times)
+    model, error = LatencyModel.calibrate(device, times), held_out_error(device, times)
     path = latency_file(bundle.path)
     with replaced_file(path) as partial:
         partial.write_bytes(model.to_bytes())

@@ -4,7 +4,8 @@
 
 All five terms cost time, so none may be negative. `fixed` holds launches and the weights, read once however many tokens there
 are; `compute` is what a token costs once the device is busy; `rise` is the way between: kernels of a few tokens keep a part of
-the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache.
+the device idle, and larger ones are chosen in steps of powers of two. `read` is the cache. A calibrated model multiplies this
+by what the fit misses at the measured steps (see `local_factors`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nemodiff_trt.errors import BundleError, InvalidInputError
+from nemodiff_trt.runtime.planner.local_factors import LocalFactors
 from nemodiff_trt.vocabulary import Role
 
 
@@ -50,15 +52,17 @@ class Coefficients:
     row: float
     read: float
 
-    def ms(self, step: Step) -> float:
-        tokens = step.batch * step.step
-        return (
+    def ms(self, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        """Of S tokens in every row and several batch sizes, float64 like `batches`."""
+        tokens = batches * step
+        found: np.ndarray = (
             self.fixed
-            + self.rise * math.log2(tokens)
+            + self.rise * np.log2(tokens)
             + self.compute * tokens
-            + self.row * step.batch
-            + self.read * step.batch * step.history
+            + self.row * batches
+            + self.read * batches * history
         )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,13 @@ class LatencyModel:
         device: what was measured, or what the numbers are a prediction for.
         is_prediction: not measured on the device.
         roles: terms of every role.
+        factors: what the terms miss, for the roles that were calibrated.
     """
 
     device: str
     is_prediction: bool
     roles: Mapping[Role, Coefficients]
+    factors: Mapping[Role, LocalFactors] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
@@ -82,10 +88,24 @@ class LatencyModel:
         Raises:
             InvalidInputError: a role has fewer measured steps than the model has terms.
         """
-        by_role: dict[Role, list[StepTime]] = {}
-        for time in times:
-            by_role.setdefault(time.step.role, []).append(time)
-        return cls(device, False, {role: _fit(role, measured) for role, measured in by_role.items()})
+        return cls(device, False, {role: _fit(role, measured) for role, measured in _by_role(times).items()})
+
+    @classmethod
+    def calibrate(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
+        """The fit, and what it misses at every measured step.
+
+        Raises:
+            InvalidInputError: a role has fewer measured steps than the model has terms.
+        """
+        by_role = _by_role(times)
+        fitted = cls(device, False, {role: _fit(role, own) for role, own in by_role.items()})
+        factors = {
+            role: LocalFactors.of_ratios(
+                (time.step.step, time.step.batch, round(time.step.history), time.ms / fitted.ms(time.step)) for time in own
+            )
+            for role, own in by_role.items()
+        }
+        return replace(fitted, factors=factors)
 
     def ms(self, step: Step) -> float:
         """Predicted milliseconds.
@@ -93,14 +113,25 @@ class LatencyModel:
         Raises:
             InvalidInputError: nothing is known about the role.
         """
-        if step.role not in self.roles:
-            raise InvalidInputError("role", str(step.role), f"{', '.join(sorted(self.roles))} in the latency model")
-        return self.roles[step.role].ms(step)
+        return float(self.row(step.role, step.step, np.array([step.batch]), step.history)[0])
+
+    def row(self, role: Role, step: int, batches: np.ndarray, history: float) -> np.ndarray:
+        """Predicted milliseconds of S tokens in every row and several batch sizes, float64 like `batches`.
+
+        Raises:
+            InvalidInputError: nothing is known about the role.
+        """
+        if role not in self.roles:
+            raise InvalidInputError("role", str(role), f"{', '.join(sorted(self.roles))} in the latency model")
+        ms = self.roles[role].ms(step, batches, history)
+        factors = self.factors.get(role)
+        return ms if factors is None else ms * factors.row(step, batches, history)
 
     def to_bytes(self) -> bytes:
         """As JSON."""
         roles = {str(role): asdict(terms) for role, terms in sorted(self.roles.items())}
-        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles}
+        factors = {str(role): own.to_json() for role, own in sorted(self.factors.items())}
+        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles, "factors": factors}
         return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
@@ -123,7 +154,8 @@ class LatencyModel:
                  content["roles"].items()}  # fmt: skip
         if any(not math.isfinite(value) or value < 0 for terms in roles.values() for value in asdict(terms).values()):
             raise ValueError("a term is negative or not finite")
-        return cls(str(content["device"]), bool(content["is_prediction"]), roles)
+        factors = {Role(name): LocalFactors.from_json(own) for name, own in content["factors"].items()}
+        return cls(str(content["device"]), bool(content["is_prediction"]), roles, factors)
 
 
 def latency_file(bundle: Path) -> Path:
@@ -147,6 +179,13 @@ def measured_latency(bundle: Path) -> LatencyModel | None:
             f"{path}: a prediction for {model.device}, and mode auto chooses by measured times; run nemodiff calibrate"
         )
     return model
+
+
+def _by_role(times: Iterable[StepTime]) -> dict[Role, list[StepTime]]:
+    by_role: dict[Role, list[StepTime]] = {}
+    for time in times:
+        by_role.setdefault(time.step.role, []).append(time)
+    return by_role
 
 
 def _fit(role: Role, times: list[StepTime]) -> Coefficients:

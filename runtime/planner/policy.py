@@ -13,6 +13,7 @@ import numpy as np
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
 from nemodiff_trt.runtime.planner.draw_cost import DrawCost
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step
+from nemodiff_trt.runtime.planner.loop_times import LoopTimes
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
@@ -20,12 +21,15 @@ from nemodiff_trt.vocabulary import Objective, Role
 
 # A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
 MIN_GAIN = 0.02
-# Cycles a choice stands for while the requests stay the same: choosing takes time as well.
-DECIDE_CYCLES = 4
-# Cycles after which an abandoned way is tried once more. Acceptance is only learned by drafting.
+# So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong.
+MIN_GAIN_OVER_AR = 0.05
+# Cycles a choice stands for while the requests stay the same: choosing takes time as well. The longer ones are for a loop in
+# which nothing drafts, where only step times are news.
+DECIDE_CYCLES, QUIET_CYCLES = 4, 32
+# Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
-_HISTORY_STEP = 128
+_HISTORY_STEP = 32
 _MAX_TABLES = 256
 
 _log = logging.getLogger(__name__)
@@ -44,7 +48,10 @@ class Policy:
         "_cycles",
         "_latency",
         "_lengths",
+        "_loop_times",
+        "_max_batch",
         "_min_gain",
+        "_min_gain_over_ar",
         "_num_known",
         "_objective",
         "_slots",
@@ -60,7 +67,9 @@ class Policy:
         latency: LatencyModel,
         block_lengths: Sequence[int],
         longest: int,
+        max_batch: int,
         min_gain: float = MIN_GAIN,
+        min_gain_over_ar: float = MIN_GAIN_OVER_AR,
         objective: Objective | None = None,
     ) -> None:
         """Start with the prior of acceptance.
@@ -69,18 +78,23 @@ class Policy:
             latency: of the device.
             block_lengths: to choose from, beside autoregressive decoding.
             longest: block length of the engines.
+            max_batch: rows of their largest batch.
             min_gain: share by which another choice has to be better.
+            min_gain_over_ar: share by which drafting has to be better than decoding all requests autoregressively.
             objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
         """
         self._latency = latency
-        self._min_gain = min_gain
+        self._min_gain, self._min_gain_over_ar = min_gain, min_gain_over_ar
         self._objective = objective
         self._cycles = self._num_known = 0
         self._slots: list[int] = []
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
-        self._tables: dict[tuple[int, int], np.ndarray] = {}
+        self._max_batch = max_batch
+        self._tables: dict[int, np.ndarray] = {}
+        # Kinds of steps: decoding or drafting, and verification, by candidate.
+        self._loop_times = LoopTimes((2, len(self._candidates)), max_batch)
         self.block_lengths = tuple(block_lengths)
         self.acceptance = AcceptanceModel(longest)
         self.draws = DrawCost()
@@ -93,14 +107,27 @@ class Policy:
         longest = session.limits.block_length
         drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
         lengths = [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
-        return cls(latency, lengths, longest, objective=objective)
+        return cls(latency, lengths, longest, session.limits.max_batch_size, objective=objective)
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
-        if not choice.drafts:
-            return self._latency.ms(Step(Role.DECODE, batch, 1, history))
-        steps = (Step(role, batch, choice.block_length, history) for role in (Role.DRAFT, Role.VERIFY))
-        return sum(map(self._latency.ms, steps))
+        return float(self._cost_table(batch, history)[self._candidates.index(choice), batch])
+
+    def observe_run(self, step: Step, ms: float) -> None:
+        """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
+        candidate = Choice(step.step)
+        if step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and candidate in self._candidates:
+            kind = (int(step.role is Role.VERIFY), self._candidates.index(candidate))
+            self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
+
+    def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
+        """Milliseconds of decoding or drafting, and of verification, float64 [2, C, len(batches)]."""
+        found = np.zeros((2, len(self._candidates), len(batches)))
+        for place, choice in enumerate(self._candidates):
+            roles = (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,)
+            for row, role in zip(found[:, place], roles, strict=False):
+                row[:] = self._latency.row(role, choice.block_length, batches, history)
+        return found
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
@@ -113,20 +140,21 @@ class Policy:
         self._cycles += 1
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
-        is_probe = bool(self.block_lengths) and self._cycles % PROBE_CYCLES == 0
         for request in requests:
             assert request.choice is not None, "chosen above"
             request.next_cycle = request.choice
-            if is_probe and not request.choice.drafts:
-                request.next_cycle = self._best_draft(request, len(requests), history)
+        if self.block_lengths and self._cycles % PROBE_CYCLES == 0:
+            self._probe(requests[self._cycles // PROBE_CYCLES % len(requests)], history)
+        for request in requests:
             length = request.next_cycle.block_length
             self.decisions[length] = self.decisions.get(length, 0) + 1
 
     def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
-        """Whether there are other requests than at the last choice, or, from time to time, whether drafts were observed."""
+        """Whether there are other requests than at the last choice; and from time to time drafts and step times are news."""
         slots = [request.slot for request in requests]
         is_new = slots != self._slots or any(request.choice is None for request in requests)
         is_told = self._cycles % DECIDE_CYCLES == 0 and self.acceptance.num_observed != self._num_known
+        is_told = is_told or self._cycles % QUIET_CYCLES == 0
         if is_new or is_told:
             self._slots, self._num_known = slots, self.acceptance.num_observed
         return is_new or is_told
@@ -150,6 +178,8 @@ class Policy:
         # Two groups that decode alike are one.
         speeds[self._alike, self._alike, 1:] = 0.0
         first, second, cut = np.unravel_index(speeds.argmax(), speeds.shape)
+        if speeds[first, second, cut] < (1 + self._min_gain_over_ar) * speeds[0, 0, 0]:
+            first, second, cut = np.intp(0), np.intp(0), np.intp(0)
         chosen = [self._candidates[first if place < cut else second] for place in range(count)]
         best = dict(zip(order.tolist(), chosen, strict=True))
         if speeds[first, second, cut] > (1 + self._min_gain) * self._standing_speed(requests, best, tokens, cost, objective):
@@ -186,22 +216,28 @@ class Policy:
         found: np.ndarray = draws[:, None] * (self._lengths - 1 + tokens)
         return found
 
-    def _best_draft(self, request: PlannedRequest, batch: int, history: float) -> Choice:
-        tokens = expected_tokens(request.shares(), self._lengths)
-        drafts = range(1, len(self._candidates))
-        return self._candidates[max(drafts, key=lambda c: tokens[c] / self.cycle_ms(self._candidates[c], batch, history))]
+    def _probe(self, request: PlannedRequest, history: float) -> None:
+        """Let a request that does not draft do so for one cycle, by itself."""
+        if request.next_cycle.drafts:
+            return
+        per_token = self._cost_table(1, history)[:, 1] / expected_tokens(request.shares(), self._lengths)
+        request.next_cycle = self._candidates[1 + int(per_token[1:].argmin())]
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
-        """Milliseconds of a cycle by candidate and number of rows, float64 [C, batch + 1]."""
+        """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
+        found: np.ndarray = (self._calibrated_table(history)[..., : batch + 1] * self._loop_times.factors(batch)).sum(axis=0)
+        return found
+
+    def _calibrated_table(self, history: float) -> np.ndarray:
+        """Of decoding or drafting, and of verification, by candidate and number of rows; float64 [2, C, max_batch + 1]."""
         bucket = round(history / _HISTORY_STEP)
-        table = self._tables.get((batch, bucket))
+        table = self._tables.get(bucket)
         if table is None:
             if len(self._tables) == _MAX_TABLES:
                 self._tables.clear()
-            table = np.zeros((len(self._candidates), batch + 1))
-            for place, choice in enumerate(self._candidates):
-                table[place, 1:] = [self.cycle_ms(choice, size, bucket * _HISTORY_STEP) for size in range(1, batch + 1)]
-            self._tables[batch, bucket] = table
+            table = np.zeros((2, len(self._candidates), self._max_batch + 1))
+            table[..., 1:] = self._calibrated_rows(np.arange(1, self._max_batch + 1), bucket * _HISTORY_STEP)
+            self._tables[bucket] = table
         return table
 
 

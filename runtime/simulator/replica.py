@@ -86,11 +86,13 @@ class Replica:
 
     def _step(self) -> None:
         self._engine.admit()
+        taking_part: dict[int, tuple[int, _Answer]] = {}
         for run in self._engine.run():
-            rows = [self._answers[number] for number in run.rows]
             width = self._session.last_step
-            self._session.now_s += self._loop_cost.seconds(len(rows), len(rows) * width)
-            self._note(rows)
+            self._session.now_s += self._loop_cost.seconds(len(run.rows), len(run.rows) * width)
+            taking_part |= {number: self._answers[number] for number in run.rows}
+        # Callers hear of all runs of a step once it is done.
+        self._note(list(taking_part.values()))
         self._engine.retire()
         for number in [number for number, (_, answer) in self._answers.items() if answer.sequence.finish_reason is not None]:
             del self._answers[number]

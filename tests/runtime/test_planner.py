@@ -50,7 +50,7 @@ class TestLatencyModel:
     @settings(deadline=None, max_examples=60)
     @given(terms, terms, terms, terms, terms)
     def test_recovers_what_made_the_times(self, fixed: float, rise: float, compute: float, row: float, read: float) -> None:
-        made = Coefficients(0.1 + fixed, rise, compute / 100, row / 10, read / 10_000)
+        made = LatencyModel("d", False, {Role.VERIFY: Coefficients(0.1 + fixed, rise, compute / 100, row / 10, read / 10_000)})
         found = LatencyModel.fit("d", [StepTime(step, made.ms(step)) for step in GRID])
         for step in (Step(Role.VERIFY, 2, 16, 300.0), Step(Role.VERIFY, 128, 8, 50.0)):
             assert found.ms(step) == pytest.approx(made.ms(step), rel=1e-6)
@@ -77,6 +77,19 @@ class TestLatencyModel:
             path.write_bytes(broken)
             with pytest.raises(BundleError, match="not a file of step times"):
                 LatencyModel.read(path)
+
+    def test_calibration_knows_the_measured_steps_and_what_lies_between(self, tmp_path: Path) -> None:
+        # Sixteen rows take twice what the form allows for.
+        def made(step: Step) -> float:
+            return (1 + 0.01 * step.batch * step.step + 1e-4 * step.history) * (2.0 if step.batch == 16 else 1.0)
+
+        model = LatencyModel.calibrate("d", [StepTime(step, made(step)) for step in GRID])
+        for step in GRID:
+            assert model.ms(step) == pytest.approx(made(step))
+        low, middle, high = (model.ms(Step(Role.VERIFY, 4, 8, history)) for history in (100.0, 550.0, 1000.0))
+        assert low < middle < high
+        (tmp_path / "b.json").write_bytes(model.to_bytes())
+        assert LatencyModel.read(tmp_path / "b.json") == model
 
     def test_unknown_role_and_too_few_steps(self) -> None:
         with pytest.raises(InvalidInputError, match="role: got 'prefill'"):
@@ -125,7 +138,7 @@ class TestPolicy:
     def test_long_blocks_while_tokens_are_free_and_none_when_they_cost(self) -> None:
         chosen = []
         for batch in (1, 8, 64, 2048):
-            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
+            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32, 2048)
             requests = planned(policy, *[12] * min(batch, 8))
             # Rows in between are computed along, so far fewer requests than slots say how large a batch is.
             requests += [PlannedRequest(policy.acceptance, slot=slot) for slot in range(len(requests), batch)]
@@ -134,8 +147,32 @@ class TestPolicy:
         assert chosen == sorted(chosen, reverse=True)
         assert (chosen[0], chosen[-1]) == (16, 1)
 
+    def test_follows_the_times_of_the_loop(self) -> None:
+        latency = device(5.0, 0.02)
+        policy = Policy(latency, [4, 8], 8, 16)
+        requests = planned(policy, 2, cycles=50)
+        policy.decide(requests, 100.0)
+        assert lengths(requests) == [4]
+        # A device that is slower in all it does is no reason to change; drafts that are, are.
+        for draft_ratio, expected in ((2.0, 4), (8.0, 1)):
+            for _ in range(100):
+                for role, step, ratio in ((Role.DECODE, 1, 2.0), (Role.DRAFT, 4, draft_ratio), (Role.VERIFY, 4, draft_ratio)):
+                    run = Step(role, 1, step, 100.0)
+                    policy.observe_run(run, ratio * latency.ms(run))
+                policy.decide(requests, 100.0)
+            assert lengths(requests) == [expected]
+
+    def test_drafting_has_to_be_clearly_better_than_ar(self) -> None:
+        chosen = []
+        for over_ar in (0.0, 10.0):
+            policy = Policy(device(5.0, 0.02), [4, 8], 8, 16, min_gain_over_ar=over_ar)
+            requests = planned(policy, 7, 7)
+            policy.decide(requests, 100.0)
+            chosen.append(lengths(requests))
+        assert chosen == [[8, 8], [1, 1]]
+
     def test_small_gains_do_not_change_a_choice(self) -> None:
-        policy = Policy(device(5.0, 0.02), [8, 16], 32, min_gain=1e9)
+        policy = Policy(device(5.0, 0.02), [8, 16], 32, 2048, min_gain=1e9)
         requests = planned(policy, 12, 12)
         policy.decide(requests, 0.0)
         first = lengths(requests)
@@ -148,21 +185,21 @@ class TestPolicy:
 
     def test_hard_texts_go_on_alone(self) -> None:
         # Tokens cost so much that only good drafts are worth them.
-        policy = Policy(device(0.5, 0.2), [4, 8, 16, 32], 32)
+        policy = Policy(device(0.5, 0.2), [4, 8, 16, 32], 32, 2048)
         requests = planned(policy, 0, 31, 0, 31, slots=[0, 9, 1, 10])
         policy.decide(requests, 100.0, num_waiting=1)
         chosen = lengths(requests)
         assert chosen[0] == chosen[2] == 1
         assert chosen[1] == chosen[3] >= 8
         # Rows of the two kinds in turns are computed together anyway.
-        mixed = planned(Policy(device(0.0, 0.2), [4, 8], 32), 0, 31, 0, 31)
+        mixed = planned(Policy(device(0.0, 0.2), [4, 8], 32, 2048), 0, 31, 0, 31)
         policy.decide(mixed, 100.0, num_waiting=1)
         assert len(set(lengths(mixed))) == 1
 
     @pytest.mark.parametrize("objective", Objective)
     def test_objectives(self, objective: Objective) -> None:
         """One easy text among seven hard ones: blocks for it alone make the most tokens, and every other answer slow."""
-        policy = Policy(device(4.0, 0.2), [32], 32, objective=objective)
+        policy = Policy(device(4.0, 0.2), [32], 32, 2048, objective=objective)
         requests = planned(policy, 31, *[0] * 7, slots=[12, *range(7)])
         policy.decide(requests, 100.0)
         assert lengths(requests) == [32 if objective is Objective.THROUGHPUT else 1, *[1] * 7]
@@ -170,7 +207,7 @@ class TestPolicy:
     def test_latency_is_the_objective_until_somebody_waits(self) -> None:
         chosen = []
         for num_waiting in (0, 3):
-            policy = Policy(device(4.0, 0.2), [32], 32)
+            policy = Policy(device(4.0, 0.2), [32], 32, 2048)
             requests = planned(policy, 31, *[0] * 7, slots=[12, *range(7)])
             policy.decide(requests, 100.0, num_waiting)
             chosen.append(lengths(requests)[0])
@@ -179,7 +216,7 @@ class TestPolicy:
     def test_drawing_tokens_on_the_host_makes_blocks_shorter(self) -> None:
         chosen = []
         for draw_ms in (0.0, 3.0, 5.0):
-            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32)
+            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32, 2048)
             requests = planned(policy, 12)
             policy.draws.observe(1, draw_ms / 1e3)
             requests[0].draws = policy.draws
@@ -188,7 +225,7 @@ class TestPolicy:
         assert chosen == [16, 8, 1]
 
     def test_tries_drafting_again_after_a_hard_text(self) -> None:
-        policy = Policy(device(5.0, 0.02), [4, 8], 32)
+        policy = Policy(device(5.0, 0.02), [4, 8], 32, 2048)
         requests = planned(policy, 0, cycles=3000)
         chosen = []
         for _ in range(600):
@@ -201,7 +238,7 @@ class TestPolicy:
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, 5))
-        policy = Policy(device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, min_gain=0.0)
+        policy = Policy(device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, 12, 0.0, 0.0)
         slots = data.draw(st.permutations(range(12)))[:count]
         requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots]
         for request in requests:
@@ -230,7 +267,7 @@ def test_auto_gives_the_tokens_of_ar_whatever_it_chooses(seed: int, accuracy: fl
     text = random_text(seed)
     session = ScriptedSession(text, guess_from(text, seed, accuracy), LIMITS)
     # Probes are rare, so a policy that changes its mind all the time shows more.
-    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, min_gain=-0.5)
+    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, 2048, -0.5, -0.5)
     engine = TokenEngine(session, NO_REUSE, policy)
     requests = [Request((1, 30 + index), 4 + 5 * index, ignore_eos=True) for index in range(6)]
     sequences: list[Sequence] = []
