@@ -3,7 +3,9 @@
 Answers held-out problems at every threshold. A forward is an engine run after prefill; the sampler's own is none, so its
 cost is stated as a share of the denoising step it follows. The gain of a block length is the largest ratio of tokens per
 forward between a sampler threshold and the fastest plain threshold that is at least as accurate; it counts only where the
-plain curve reaches that accuracy at all. The last line is one JSON object.
+plain curve reaches that accuracy at all. Both points answer the same prompts, so the sampling error of the ratio and of the
+difference in right answers is bootstrapped over prompts, in pairs; that the pair was picked as the best of many is not in
+these intervals. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from bundles import build
 from measure import hardware, interleaved, median_ms, versions
 from step_times import USED_TOKENS, step_cases
 
-from nemodiff_trt.runtime.evaluation import answer_problems, score
+from nemodiff_trt.runtime.evaluation import answer_problems, final_text
 from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.tri_mode_lm import TriModeLM
@@ -35,30 +37,51 @@ PLAIN = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
 LEARNED = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 WANTED_GAIN = 1.15
 NUM_TIMED = 300
+NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Point:
-    """One threshold on all problems."""
+    """One threshold; by problem: whether it is right, the tokens after the first, the forwards after prefill."""
 
     block_length: int
     is_learned: bool
     threshold: float
-    num_right: int
-    tokens_per_forward: float
+    right: np.ndarray
+    tokens: np.ndarray
+    forwards: np.ndarray
+
+    @property
+    def num_right(self) -> int:
+        return int(self.right.sum())
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return float(self.tokens.sum() / self.forwards.sum())
+
+    def to_json(self) -> dict[str, float]:
+        names = ("block_length", "is_learned", "threshold", "num_right", "tokens_per_forward")
+        return {name: getattr(self, name) for name in names}
 
 
 def measure(model: TriModeLM, problems: Sequence[Problem], block_length: int, is_learned: bool, threshold: float) -> Point:
     options = GenerationOptions(
         mode="diffusion", block_length=block_length, threshold=threshold, learned_sampler=is_learned, max_new_tokens=256
     )
-    results, seconds = answer_problems(model, problems, options)
-    figures = score(model.tokenizer, problems, results, seconds)
-    # Every block costs at least one denoising run and one commit.
-    if not 0 < figures.tokens_per_forward <= block_length / 2:
-        raise RuntimeError(f"{figures.tokens_per_forward} tokens per forward in blocks of {block_length}")
-    num_right = round(figures.accuracy * len(problems))
-    return Point(block_length, is_learned, threshold, num_right, figures.tokens_per_forward)
+    results, _ = answer_problems(model, problems, options)
+    texts = [final_text(model.tokenizer, result.token_ids) for result in results]
+    point = Point(
+        block_length,
+        is_learned,
+        threshold,
+        right=np.array([problem.is_correct(text) for problem, text in zip(problems, texts, strict=True)]),
+        tokens=np.array([result.stats.new_tokens - 1 for result in results]),
+        forwards=np.array([result.stats.forward_passes for result in results]),
+    )
+    # Every block costs at least one denoising run, and one commit but for the last.
+    if not 0 < point.tokens_per_forward < block_length:
+        raise RuntimeError(f"{point.tokens_per_forward} tokens per forward in blocks of {block_length}")
+    return point
 
 
 def curves(model: TriModeLM, problems: Sequence[Problem], block_lengths: Sequence[int]) -> Iterator[Point]:
@@ -98,6 +121,15 @@ def gain(points: Sequence[Point], block_length: int) -> tuple[float, Point, Poin
         if best is None or ratio > best[0]:
             best = (ratio, mine, rival)
     return best
+
+
+def intervals(learned: Point, plain: Point) -> dict[str, list[float]]:
+    """2.5 and 97.5 % of the ratio of tokens per forward and of the difference in right answers, over resampled prompts."""
+    picked = np.random.default_rng(1).integers(len(plain.right), size=(NUM_RESAMPLES, len(plain.right)))
+    mine, rival = (point.tokens[picked].sum(1) / point.forwards[picked].sum(1) for point in (learned, plain))
+    more_right = (learned.right.astype(int) - plain.right.astype(int))[picked].sum(1)
+    ends = [2.5, 97.5]
+    return {"ratio": np.percentile(mine / rival, ends).tolist(), "more_right": np.percentile(more_right, ends).tolist()}
 
 
 def sampler_cost(model: TriModeLM, sampler: LearnedSampler, block_length: int) -> dict[str, float]:
@@ -153,14 +185,18 @@ def main() -> int:
         costs = [sampler_cost(model, LearnedSampler.open(arguments.sampler), length) for length in block_lengths]
         points = list(curves(model, problems, block_lengths))
     gains = {length: gain(points, length) for length in block_lengths}
+    errors: dict[str, dict[str, list[float]]] = {}
     for length, found in gains.items():
         if found is None:
             print(f"block {length}: the sampler reaches no accuracy of the plain thresholds")
             continue
         ratio, mine, rival = found
+        error = errors[str(length)] = intervals(mine, rival)
         print(
             f"block {length}: {ratio:.3f}x at {rival.num_right} right: "
-            f"score {mine.threshold} against confidence {rival.threshold}"
+            f"score {mine.threshold} with {mine.num_right} right against confidence {rival.threshold}; "
+            f"95 % over prompts: ratio {error['ratio'][0]:.3f} to {error['ratio'][1]:.3f}, "
+            f"right answers {error['more_right'][0]:+.0f} to {error['more_right'][1]:+.0f}"
         )
     if arguments.plot:
         plot(points, len(problems), arguments.plot)
@@ -168,8 +204,9 @@ def main() -> int:
     content = {
         "num_problems": len(problems),
         "gain_at_equal_accuracy": ratios,
+        "intervals": errors,
         "wanted_gain": WANTED_GAIN,
-        "points": [asdict(point) for point in points],
+        "points": [point.to_json() for point in points],
         "cost": costs,
     }
     print(json.dumps({**content, "hardware": hardware(arguments.num_threads), "versions": versions()}))

@@ -9,7 +9,7 @@ import numpy as np
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.sampler.files import read_sampler
-from nemodiff_trt.sampler.settings import LEAST_PROBABILITY, NUM_CANDIDATES, NUM_PROBABILITIES, SamplerSettings
+from nemodiff_trt.sampler.settings import LEAST_DOUBT, LEAST_PROBABILITY, NUM_CANDIDATES, NUM_PROBABILITIES, SamplerSettings
 
 _ROTARY_THETA = 1e4
 _NORM_EPS = 1e-5
@@ -104,7 +104,7 @@ def best_guesses(logits: np.ndarray, mask_token_id: int) -> tuple[np.ndarray, np
 
 
 def _scalars(block: np.ndarray, p: np.ndarray, mask_token_id: int) -> np.ndarray:
-    """Features float32 [S,14], in the order of `nemodiff_trt.sampler.settings.SCALARS`."""
+    """Features float32 [S,15], in the order of `nemodiff_trt.sampler.settings.SCALARS`."""
     step = len(block)
     masked = (block == mask_token_id).astype(np.float32)
     count = masked.sum()
@@ -119,6 +119,7 @@ def _scalars(block: np.ndarray, p: np.ndarray, mask_token_id: int) -> np.ndarray
         1 - np.square(p).sum(-1),
         np.arange(step) / max(step - 1, 1),
         np.full(step, np.log1p(count)),
+        np.log(np.maximum(1 - p[:, 0], LEAST_DOUBT)),
     )
     return np.concatenate((p, np.stack(columns, 1)), 1).astype(np.float32)
 

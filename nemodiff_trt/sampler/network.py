@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nemodiff_trt.sampler.settings import LEAST_PROBABILITY, NUM_CANDIDATES, SCALARS, SamplerSettings
+from nemodiff_trt.sampler.settings import LEAST_DOUBT, LEAST_PROBABILITY, NUM_CANDIDATES, SCALARS, SamplerSettings
 
 ROTARY_THETA = 1e4
 # Of embeddings and of what a layer adds, in training: states of one block resemble each other, so few are many.
@@ -14,7 +14,7 @@ EMBEDDING_DROPOUT, LAYER_DROPOUT = 0.3, 0.1
 
 
 def scalar_features(input_ids: Tensor, probabilities: Tensor, mask_token_id: int) -> Tensor:
-    """Scalars fp32 [N,S,14] of blocks int64 [N,S] and their best probabilities fp32 [N,S,5]; the order is that of `SCALARS`."""
+    """Scalars fp32 [N,S,15] of blocks int64 [N,S] and their best probabilities fp32 [N,S,5]; the order is that of `SCALARS`."""
     p = probabilities
     masked = (input_ids == mask_token_id).to(p.dtype)
     count = masked.sum(-1, keepdim=True).expand_as(masked)
@@ -31,6 +31,7 @@ def scalar_features(input_ids: Tensor, probabilities: Tensor, mask_token_id: int
         1 - p.square().sum(-1),
         position.expand_as(masked),
         count.log1p(),
+        (1 - p[..., 0]).clamp_min(LEAST_DOUBT).log(),
     )
     return torch.cat((p, torch.stack(rest, -1)), -1)
 

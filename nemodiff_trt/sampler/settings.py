@@ -12,10 +12,12 @@ NUM_PROBABILITIES, NUM_CANDIDATES = 5, 3
 # Scalar features of a position, in the order of the input matrix.
 SCALARS = (
     "p1", "p2", "p3", "p4", "p5", "p1 - p2", "p1 + p2 + p3", "entropy of p1..p5", "is masked", "masked share",
-    "ln p1", "1 - sum p^2", "relative position", "ln(masked + 1)",
+    "ln p1", "1 - sum p^2", "relative position", "ln(masked + 1)", "ln(1 - p1)",
 )  # fmt: skip
 # Below it no logarithm is taken.
 LEAST_PROBABILITY = 1e-9
+# The same for 1 - p1, where float32 rounds: below it two backends would differ.
+LEAST_DOUBT = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
