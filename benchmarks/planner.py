@@ -1,7 +1,9 @@
 """Mode auto against every fixed setting of nemodiff-tiny on this machine's CPU, and the latency model against measured steps.
 
 Workloads: easy (copying, counting), hard (sampled at a high temperature, where drafts are seldom right), mixed, and one that
-changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first; cases take turns. With
+changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first; cases take turns. With `--modelled`
+the loop runs on a clock that counts the calibrated time of every step, and nothing else: what the choices are worth where step
+times are as calibrated, without the noise of a shared machine. With
 `--measurements FILE` (CSV: block, concurrency, query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to
 one half of somebody else's measurements and compared with the other. Prints tables; the last line is one JSON object, and the
 exit code is 1 when a target is missed.
@@ -80,16 +82,32 @@ class Speeds:
     decisions: dict[str, dict[int, dict[str, int]]] = dataclasses.field(default_factory=dict)
 
 
+class ModelledSession:
+    """Runs on a session, on a clock that advances by the calibrated time of every step."""
+
+    def __init__(self, session: OnnxRuntimeSession, latency: LatencyModel) -> None:
+        self._session, self._latency, self.now_s = session, latency, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, role: Role, input_ids: np.ndarray, cache: Any, *arguments: Any) -> Any:
+        batch, step = input_ids.shape
+        self.now_s += self._latency.ms(Step(role, batch, step, float(cache.length[:batch].mean()))) / 1e3
+        return self._session.run(role, input_ids, cache, *arguments)
+
+
 class Case:
     """One workload with one setting at one concurrency."""
 
     def __init__(
         self,
-        session: OnnxRuntimeSession,
+        session: OnnxRuntimeSession | ModelledSession,
         tokenizer: Tokenizer,
         requests: list[Request],
         concurrency: int,
         latency: LatencyModel,
+        clock: Callable[[], float],
     ) -> None:
         self.requests = requests
         self.answers: list[tuple[int, ...]] = []
@@ -97,7 +115,8 @@ class Case:
         options = EngineOptions(max_active=concurrency, prefix_rows=0, min_prefix=10**6)
         # A server keeps what it learned, too.
         policy = Policy.for_session(session, latency)
-        self._engine = lambda: TriModeEngine(session, tokenizer, options, policy=policy)
+        policy.draws.clock = clock
+        self._engine = lambda: TriModeEngine(session, tokenizer, options, clock, policy)
 
     def run(self) -> None:
         engine = self._engine()
@@ -181,9 +200,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
     parser.add_argument("--measurements", type=Path, help="CSV of step times of another device")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time on one thread: for a machine that is busy otherwise")
+    parser.add_argument("--modelled", action="store_true", help="count calibrated step times instead of measuring time")
     arguments = parser.parse_args()
     if arguments.cpu_time:
         arguments.num_threads = 1
+    if arguments.modelled:
+        arguments.num_repeats = 1
     arguments.clock = time.process_time if arguments.cpu_time else time.perf_counter
     return arguments
 
@@ -193,14 +215,16 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
     times = measure_steps(session, clock=arguments.clock)
     latency = LatencyModel.calibrate("this CPU", times)
     speeds = Speeds(held_out_error("this CPU", times), latency)
+    modelled = ModelledSession(session, latency)
+    runs, clock = (modelled, lambda: modelled.now_s) if arguments.modelled else (session, arguments.clock)
     for name, requests in workloads(tokenizer, arguments.num_prompts, arguments.max_new_tokens).items():
         table = Table(f"{name}: speed over ar", *settings())
         for level in arguments.levels:
             cases = {
-                setting: Case(session, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency)
+                setting: Case(runs, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency, clock)
                 for setting, changes in settings().items()
             }
-            over = compare(cases, arguments.num_repeats, arguments.clock)
+            over = compare(cases, arguments.num_repeats, clock)
             speeds.over_ar.setdefault(name, {})[level] = over
             speeds.decisions.setdefault(name, {})[level] = cases["auto"].decisions
             table.add_row(f"{level} at a time", *(f"{speed:.2f}" for speed in over.values()))
@@ -236,7 +260,7 @@ def main() -> None:
         "benchmark": "planner",
         "hardware": hardware(arguments.num_threads),
         "versions": versions(),
-        "clock": "CPU time" if arguments.cpu_time else "wall time",
+        "clock": "calibrated step times" if arguments.modelled else "CPU time" if arguments.cpu_time else "wall time",
         "outputs_equal": True,
         "num_prompts": arguments.num_prompts,
         "speed_over_ar": speeds.over_ar,

@@ -109,12 +109,18 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 class TimedSession:
-    """A session that adds up the seconds spent in its runs, and tells `on_run` of each: the step, and milliseconds."""
+    """A session that adds up the seconds, by `clock`, spent in its runs; `on_run` hears of each: the step, and milliseconds."""
 
-    __slots__ = ("_on_run", "_session", "engine_s", "num_runs")
+    __slots__ = ("_clock", "_on_run", "_session", "engine_s", "num_runs")
 
-    def __init__(self, session: Session, on_run: Callable[[Step, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        clock: Callable[[], float] = time.perf_counter,
+        on_run: Callable[[Step, float], None] | None = None,
+    ) -> None:
         self._session = session
+        self._clock = clock
         self._on_run = on_run
         self.engine_s = 0.0
         self.num_runs = 0
@@ -146,9 +152,9 @@ class TimedSession:
         last_index: np.ndarray | None = None,
         layout: StepLayout | None = None,
     ) -> StepOutput:
-        begin = time.perf_counter()
+        begin = self._clock()
         output = self._session.run(role, input_ids, cache, last_index, layout)
-        seconds = time.perf_counter() - begin
+        seconds = self._clock() - begin
         self.engine_s += seconds
         self.num_runs += 1
         if self._on_run is not None:

@@ -116,7 +116,7 @@ class Policy:
     def observe_run(self, step: Step, ms: float) -> None:
         """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
         candidate = Choice(step.step)
-        if step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and candidate in self._candidates:
+        if ms > 0 and step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and candidate in self._candidates:
             kind = (int(step.role is Role.VERIFY), self._candidates.index(candidate))
             self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
 

@@ -67,7 +67,7 @@ def test_scalar_features_by_hand() -> None:
     features = scalar_features(torch.tensor([[5, MASK, 7]]), torch.tensor([[p] * 3]), MASK)
     spread = 1 - sum(value * value for value in p)
     for position, (masked, place) in enumerate(((0, 0.0), (1, 0.5), (0, 1.0))):
-        wanted = [*common, masked, 1 / 3, math.log(0.5), spread, place, math.log(2)]
+        wanted = [*common, masked, 1 / 3, math.log(0.5), spread, place, math.log(2), math.log(1 - p[0])]
         torch.testing.assert_close(features[0, position], torch.tensor(wanted), rtol=1e-5, atol=1e-6)
 
 
