@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nemodiff_trt.runtime.bench.lookup_verdict import verdict_line
-from nemodiff_trt.runtime.bench.settings import MODEL_DRAFTER
+from nemodiff_trt.runtime.bench.settings import MODEL_DRAFTER, REFERENCE
 
 Run = dict[str, Any]
 NONE = ""
@@ -194,7 +194,7 @@ def _acceptance(runs: Sequence[Run]) -> str:
 
 def _accuracy(runs: Sequence[Run]) -> str:
     """Of `ar`, which stands for all lossless cases, and of the others."""
-    shown = [run for run in runs if run["case"] == "ar" or not run["is_lossless"]]
+    shown = [run for run in runs if run["case"] == REFERENCE or not run["is_lossless"]]
     rows = [[name, *(percent(run["categories"][name]["accuracy"]) for run in shown)] for name in shown[0]["categories"]]
     rows.append(["all", *(percent(run["accuracy"]) for run in shown)])
     return "## Exact answers by category\nCases equal to `ar` are right where it is.\n\n" + markdown_table(

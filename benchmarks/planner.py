@@ -92,8 +92,7 @@ class ModelledSession:
         return getattr(self._session, name)
 
     def run(self, role: Role, input_ids: np.ndarray, cache: Any, *arguments: Any) -> Any:
-        batch, step = input_ids.shape
-        self.now_s += self._latency.ms(Step(role, batch, step, float(cache.length[:batch].mean()))) / 1e3
+        self.now_s += self._latency.ms(Step.of_run(role, input_ids, cache.length)) / 1e3
         return self._session.run(role, input_ids, cache, *arguments)
 
 

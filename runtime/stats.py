@@ -158,6 +158,5 @@ class TimedSession:
         self.engine_s += seconds
         self.num_runs += 1
         if self._on_run is not None:
-            batch, step = input_ids.shape
-            self._on_run(Step(role, batch, step, float(cache.length[:batch].mean())), seconds * 1e3)
+            self._on_run(Step.of_run(role, input_ids, cache.length), seconds * 1e3)
         return output

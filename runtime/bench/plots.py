@@ -33,7 +33,7 @@ def accuracy_by_tokens_per_forward(result: Result) -> str | None:
 
 def acceptance_by_position(result: Result) -> str | None:
     """How far drafts are right."""
-    runs = [run for run in _first_level(result) if run["acceptance"]]
+    runs = _drafting(result)
     if not runs:
         return None
     styles = case_styles(result["runs"])
@@ -52,7 +52,7 @@ def acceptance_by_position(result: Result) -> str | None:
 
 def drafts_of_a_cycle(result: Result) -> str | None:
     """How many drafts cycles accept: a whole block, none, or something between."""
-    runs = [run for run in _first_level(result) if run["acceptance"]]
+    runs = _drafting(result)
     if not runs:
         return None
     styles = case_styles(result["runs"])
@@ -73,7 +73,7 @@ def drafts_of_a_cycle(result: Result) -> str | None:
 
 def tokens_per_forward_by_category(result: Result) -> str | None:
     """Speculative cases, category by category."""
-    runs = [run for run in _first_level(result) if run["acceptance"]]
+    runs = _drafting(result)
     if not runs:
         return None
     styles, names = case_styles(result["runs"]), list(runs[0]["categories"])
@@ -209,3 +209,8 @@ def _first_level(result: Result) -> list[Run]:
     runs = [run for run in result["runs"] if run["workload"] == _workload(result)]
     lowest = min((run["concurrency"] for run in runs), default=0)
     return [run for run in runs if run["concurrency"] == lowest]
+
+
+def _drafting(result: Result) -> list[Run]:
+    """Runs that speculate, of those of `_first_level`."""
+    return [run for run in _first_level(result) if run["acceptance"]]

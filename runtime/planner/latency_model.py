@@ -33,6 +33,12 @@ class Step:
     step: int
     history: float
 
+    @classmethod
+    def of_run(cls, role: Role, input_ids: np.ndarray, lengths: np.ndarray) -> Step:
+        """What a session is asked to run: token ids [B,S], behind `lengths` [B or more] cached tokens of each row."""
+        batch, step = input_ids.shape
+        return cls(role, batch, step, float(lengths[:batch].mean()))
+
 
 @dataclass(frozen=True, slots=True)
 class StepTime:

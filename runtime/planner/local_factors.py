@@ -29,12 +29,11 @@ class LocalFactors:
             table.setdefault(step, {}).setdefault(batch, {})[history] = ratio
         return cls(table)
 
-    def at(self, step: int, batch: int, history: float) -> float:
-        """Interpolated over the logarithms of S and B, and over the history; outside, the nearest."""
-        return float(self.row(step, np.array([batch]), history)[0])
-
     def row(self, step: int, batches: np.ndarray, history: float) -> np.ndarray:
-        """The same for several batch sizes at once, float64 like `batches`."""
+        """Of several batch sizes, float64 like `batches`: interpolated over the logarithms of S and B, and over the history.
+
+        Outside of what was measured it is the nearest.
+        """
         steps = list(self.table)
         above = min(bisect_left(steps, step), len(steps) - 1)
         below = above if steps[above] <= step or above == 0 else above - 1

@@ -54,6 +54,7 @@ class Policy:
         "_min_gain_over_ar",
         "_num_known",
         "_objective",
+        "_places",
         "_slots",
         "_tables",
         "acceptance",
@@ -91,6 +92,7 @@ class Policy:
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
+        self._places = {choice.block_length: place for place, choice in enumerate(self._candidates)}
         self._max_batch = max_batch
         self._tables: dict[int, np.ndarray] = {}
         # Kinds of steps: decoding or drafting, and verification, by candidate.
@@ -111,13 +113,13 @@ class Policy:
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
-        return float(self._cost_table(batch, history)[self._candidates.index(choice), batch])
+        return float(self._cost_table(batch, history)[self._places[choice.block_length], batch])
 
     def observe_run(self, step: Step, ms: float) -> None:
         """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
-        candidate = Choice(step.step)
-        if ms > 0 and step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and candidate in self._candidates:
-            kind = (int(step.role is Role.VERIFY), self._candidates.index(candidate))
+        place = self._places.get(step.step)
+        if ms > 0 and step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and place is not None:
+            kind = (int(step.role is Role.VERIFY), place)
             self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
 
     def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
@@ -153,8 +155,8 @@ class Policy:
         """Whether there are other requests than at the last choice; and from time to time drafts and step times are news."""
         slots = [request.slot for request in requests]
         is_new = slots != self._slots or any(request.choice is None for request in requests)
-        is_told = self._cycles % DECIDE_CYCLES == 0 and self.acceptance.num_observed != self._num_known
-        is_told = is_told or self._cycles % QUIET_CYCLES == 0
+        has_drafted = self.acceptance.num_observed != self._num_known
+        is_told = self._cycles % (DECIDE_CYCLES if has_drafted else QUIET_CYCLES) == 0
         if is_new or is_told:
             self._slots, self._num_known = slots, self.acceptance.num_observed
         return is_new or is_told
@@ -201,7 +203,7 @@ class Policy:
         for place, request in enumerate(requests):
             if request.choice is None:
                 request.choice = best[place]
-            places.append(self._candidates.index(request.choice))
+            places.append(self._places[request.choice.block_length])
         own = np.arange(len(places)), places
         worth, host_ms = _worth(tokens, objective)[own].sum(), self._host_ms(requests, tokens)[own].sum()
         groups: dict[int, list[int]] = {}

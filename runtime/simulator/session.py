@@ -77,9 +77,8 @@ class SimulatedSession:
         layout: StepLayout | None = None,  # noqa: ARG002 - see Session; quadratic steps are not simulated
     ) -> StepOutput:
         """Advance the clock; arguments and output as of `Session.run`."""
-        batch, step = input_ids.shape
-        history = float(cache.length[:batch].mean())
-        self.now_s += self._latency.ms(Step(role, batch, step, history)) / 1e3
+        step = input_ids.shape[1]
+        self.now_s += self._latency.ms(Step.of_run(role, input_ids, cache.length)) / 1e3
         self.last_step = step
         if role is Role.PREFILL:
             token = np.take_along_axis(input_ids, last_index[:, None], 1) if last_index is not None else input_ids[:, -1:]
