@@ -1,12 +1,12 @@
 """Mode auto against every fixed setting of nemodiff-tiny on this machine's CPU, and the latency model against measured steps.
 
 Workloads: easy (copying, counting), hard (sampled at a high temperature, where drafts are seldom right), mixed, and one that
-changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first; cases take turns. With `--modelled`
-the loop runs on a clock that counts the calibrated time of every step, and nothing else: what the choices are worth where step
-times are as calibrated, without the noise of a shared machine. With
-`--measurements FILE` (CSV: block, concurrency, query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to
-one half of somebody else's measurements and compared with the other. Prints tables; the last line is one JSON object, and the
-exit code is 1 when a target is missed.
+changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first; then all settings go through their
+requests at one pace, a tenth of a second each in turn, so that what the machine does meets all alike. With `--modelled` the
+loop runs on a clock that counts the calibrated time of every step, and nothing else: what the choices are worth where step
+times are as calibrated, without the noise of a shared machine. With `--measurements FILE` (CSV: block, concurrency,
+query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to one half of somebody else's measurements and
+compared with the other. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundles import build
-from measure import Target, hardware, interleaved, versions
+from measure import Target, hardware, versions
+from pace import at_one_pace
 from rich.console import Console
 from rich.table import Table
 
@@ -79,6 +80,7 @@ class Speeds:
     held_out_error: float
     latency: LatencyModel
     over_ar: dict[str, dict[int, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    auto_seconds_over_ar: dict[str, dict[int, list[float]]] = dataclasses.field(default_factory=dict)
     decisions: dict[str, dict[int, dict[str, int]]] = dataclasses.field(default_factory=dict)
 
 
@@ -117,7 +119,8 @@ class Case:
         policy.draws.clock = clock
         self._engine = lambda: TriModeEngine(session, tokenizer, options, clock, policy)
 
-    def run(self) -> None:
+    def steps(self) -> Iterator[None]:
+        """Answer all requests, a step of the engine whenever advanced; `answers` and `decisions` are known at the end."""
         engine = self._engine()
         numbers = [engine.submit(prompt, options, stream_text=False) for prompt, options in self.requests]
         found: dict[int, tuple[int, ...]] = {}
@@ -125,24 +128,30 @@ class Case:
             for reported in engine.step():
                 if reported.event.result is not None:
                     found[reported.request] = reported.event.result.token_ids
+            yield
         self.answers = [found[number] for number in numbers]
         self.decisions = engine.stats()["decisions"]
 
 
-def compare(cases: dict[str, Case], num_repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Speed of every setting over ar, by the best round of each: whatever else runs here only adds time.
+def compare(cases: dict[str, Case], num_repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every setting, one per repeat.
 
     Raises:
         RuntimeError: a setting gives other tokens than ar.
     """
-    for case in cases.values():
-        case.run()
-    for name, case in cases.items():
-        if case.answers != cases["ar"].answers:
-            raise RuntimeError(f"{name} gives other tokens than ar; its speed would mean nothing")
-    timed: dict[str, Callable[[], object]] = {name: case.run for name, case in cases.items()}
-    seconds = interleaved(timed, num_repeats, 0, clock)
-    return {name: min(seconds["ar"]) / min(times) for name, times in seconds.items()}
+
+    def check_answers() -> None:
+        for name, case in cases.items():
+            if case.answers != cases["ar"].answers:
+                raise RuntimeError(f"{name} gives other tokens than ar; its speed would mean nothing")
+
+    alone = {name: at_one_pace({name: case.steps()}, {name: 1.0}, clock)[name] for name, case in cases.items()}
+    check_answers()
+    rounds = []
+    for _ in range(num_repeats):
+        rounds.append(at_one_pace({name: case.steps() for name, case in cases.items()}, alone, clock))
+        check_answers()
+    return {name: [took[name] for took in rounds] for name in cases}
 
 
 def read_measurements(path: Path) -> list[list[StepTime]]:
@@ -223,7 +232,10 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
                 setting: Case(runs, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency, clock)
                 for setting, changes in settings().items()
             }
-            over = compare(cases, arguments.num_repeats, clock)
+            seconds = compare(cases, arguments.num_repeats, clock)
+            over = {setting: sum(seconds["ar"]) / sum(times) for setting, times in seconds.items()}
+            repeats = [auto / ar for auto, ar in zip(seconds["auto"], seconds["ar"], strict=True)]
+            speeds.auto_seconds_over_ar.setdefault(name, {})[level] = repeats
             speeds.over_ar.setdefault(name, {})[level] = over
             speeds.decisions.setdefault(name, {})[level] = cases["auto"].decisions
             table.add_row(f"{level} at a time", *(f"{speed:.2f}" for speed in over.values()))
@@ -263,6 +275,7 @@ def main() -> None:
         "outputs_equal": True,
         "num_prompts": arguments.num_prompts,
         "speed_over_ar": speeds.over_ar,
+        "auto_seconds_over_ar_by_repeat": speeds.auto_seconds_over_ar,
         "decisions": speeds.decisions,
         "latency_model": {str(role): dataclasses.asdict(terms) for role, terms in speeds.latency.roles.items()},
         "other_device": form,

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ class TestMeasure:
 
         # A machine that is ten times slower in one round changes no ratio.
         assert median_ratio([2.0, 20.0, 2.2], [1.0, 10.0, 1.0]) == 2.0
+
+    def test_jobs_at_one_pace_share_the_slow_phase_of_a_machine(self) -> None:
+        from pace import at_one_pace
+
+        now = 0.0
+
+        def job(num_steps: int, step_s: float) -> Iterator[None]:
+            nonlocal now
+            for _ in range(num_steps):
+                # Five times slower between the seconds 10 and 30.
+                now += step_s * (5.0 if 10.0 <= now < 30.0 else 1.0)
+                yield
+
+        jobs = {"short": job(1_000, 0.002), "long": job(1_000, 0.02)}
+        # What is expected need not be right, in proportion only.
+        seconds = at_one_pace(jobs, {"short": 4.0, "long": 40.0}, lambda: now, slice_s=0.1)
+        assert seconds["long"] / seconds["short"] == pytest.approx(10.0, rel=0.05)
+        assert sum(seconds.values()) == pytest.approx(now)
+        assert now > 22.0
 
     @pytest.mark.parametrize(
         ("bounds", "value", "is_met"),
