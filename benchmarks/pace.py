@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-# Long enough that what the slice before left in the caches is a small part of it.
-SLICE_S = 0.1
+# A few steps of a small model: slow phases of a shared machine are often no longer than a tenth of a second.
+SLICE_S = 0.01
 
 
 def at_one_pace(

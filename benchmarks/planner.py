@@ -114,9 +114,10 @@ class Case:
         self.answers: list[tuple[int, ...]] = []
         self.decisions: dict[str, int] = {}
         options = EngineOptions(max_active=concurrency, prefix_rows=0, min_prefix=10**6)
-        # A server keeps what it learned, too.
-        policy = Policy.for_session(session, latency)
-        policy.draws.clock = clock
+        # Others have nothing to choose. A server keeps what it learned, too.
+        policy = Policy.for_session(session, latency) if requests[0][1].mode is Mode.AUTO else None
+        if policy is not None:
+            policy.draws.clock = clock
         self._engine = lambda: TriModeEngine(session, tokenizer, options, clock, policy)
 
     def steps(self) -> Iterator[None]:

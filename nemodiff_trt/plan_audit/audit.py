@@ -8,14 +8,13 @@ from nemodiff_trt.plan_audit.facts import AuditPoint, StepFacts
 from nemodiff_trt.plan_audit.launches import attention_counts, gemm_counts, read_launches
 from nemodiff_trt.plan_audit.lineage import MIN_WEIGHT_CONSTANT_BYTES
 from nemodiff_trt.plan_audit.liveness import peak_activation_bytes
+from nemodiff_trt.plan_audit.plan_texts import PlanTexts
 from nemodiff_trt.plan_audit.program import Program, find_programs, stored_name
 from nemodiff_trt.plan_audit.report import Finding, FindingCode, PlanAudit, PointAudit, ProfileAudit, Severity
 from nemodiff_trt.plan_audit.rules import format_findings, megabytes, step_findings
 from nemodiff_trt.plan_audit.tensors import OperandKind, TensorTable
 from nemodiff_trt.plan_audit.traffic import Step, copied_bytes, moved_bytes, needed_bytes, offenders
 
-# Written into a plan for a size that a kernel computes and the host has to know before it goes on.
-_HOST_COPY = b"[DevicetoShapeHostCopy]"
 # Weights a plan may hold beyond what it should: scales, biases, tables of the kernels.
 _CONSTANT_SLACK = 0.01
 
@@ -30,9 +29,13 @@ def audit_plan(plan: bytes, facts: StepFacts) -> PlanAudit:
     Returns:
         Counts and bytes per profile and step, and findings. Nothing in it is measured: see docs/plan_audit.md for the limits.
     """
+    return audit_texts(PlanTexts.of(plan), facts)
+
+
+def audit_texts(plan: PlanTexts, facts: StepFacts) -> PlanAudit:
+    """The same from what was read of the plan, which need not be in memory any more."""
     programs, problems = find_programs(plan)
     findings = list(_format_problems(programs, problems, facts))
-    sizes_from_data = _HOST_COPY in plan
     profiles = []
     for profile in sorted({program.profile for program in programs}):
         parts = tuple(program for program in programs if program.profile == profile)
@@ -40,13 +43,13 @@ def audit_plan(plan: bytes, facts: StepFacts) -> PlanAudit:
         steps = [tuple(_step(part, facts, point) for part in parts) for point in points]
         profiles.append(_audit_profile(parts, facts, steps))
         found = [finding for step in steps for finding in step_findings(step)]
-        findings += _largest([*found, *format_findings(steps[-1] if steps else (), sizes_from_data)])
-    constants = _constant_bytes(plan, programs)
+        findings += _largest([*found, *format_findings(steps[-1] if steps else (), plan.num_host_copies > 0)])
+    constants = _constant_bytes(plan.num_bytes, programs)
     findings += _duplicated_weights(programs, facts, constants)
-    findings += _host_round_trips(plan, programs)
+    findings += _host_round_trips(plan.num_host_copies, programs)
     order = list(FindingCode)
     findings.sort(key=lambda finding: (finding.severity is Severity.INFO, finding.profile or 0, order.index(finding.code)))
-    return PlanAudit(facts.role, len(plan), constants, tuple(profiles), tuple(findings))
+    return PlanAudit(facts.role, plan.num_bytes, constants, tuple(profiles), tuple(findings))
 
 
 def _step(program: Program, facts: StepFacts, point: AuditPoint) -> Step:
@@ -107,7 +110,7 @@ def _format_problems(programs: tuple[Program, ...], problems: tuple[str, ...], f
         yield Finding(FindingCode.UNKNOWN_PLAN_FORMAT, Severity.INFO, message, None, 0, absent[:6])
 
 
-def _constant_bytes(plan: bytes, programs: tuple[Program, ...]) -> int:
+def _constant_bytes(plan_bytes: int, programs: tuple[Program, ...]) -> int:
     """Bytes of constants the plan holds.
 
     Every program declares its own, but programs may share them. They lie behind the last program's text, which bounds them.
@@ -116,7 +119,7 @@ def _constant_bytes(plan: bytes, programs: tuple[Program, ...]) -> int:
         return 0
     declared = sum(record.payload_bytes or 0 for program in programs for record in program.tensors.values())
     last = max(body.end for program in programs for body in (program, *program.bodies))
-    return min(declared, max(0, len(plan) - last))
+    return min(declared, max(0, plan_bytes - last))
 
 
 def _duplicated_weights(programs: tuple[Program, ...], facts: StepFacts, constants: int) -> Iterator[Finding]:
@@ -145,9 +148,9 @@ def _duplicated_weights(programs: tuple[Program, ...], facts: StepFacts, constan
         yield Finding(FindingCode.DUPLICATED_WEIGHTS, Severity.WARNING, message, None, undeclared, names)
 
 
-def _host_round_trips(plan: bytes, programs: tuple[Program, ...]) -> Iterator[Finding]:
+def _host_round_trips(num_copies: int, programs: tuple[Program, ...]) -> Iterator[Finding]:
     """Sizes that kernels compute: the host reads them back before it can launch what depends on them."""
-    copies = plan.count(_HOST_COPY) if programs else 0
+    copies = num_copies if programs else 0
     per_profile: dict[int, int] = {}
     for program in programs:
         per_profile[program.profile] = per_profile.get(program.profile, 0) + 1

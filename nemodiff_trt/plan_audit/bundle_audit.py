@@ -46,15 +46,15 @@ class BundleAudit:
 
 
 def audit_engines(
-    read: Callable[[str], bytes],
+    audit: Callable[[Role, RoleEngine], PlanAudit],
     roles: Mapping[Role, RoleEngine],
     context: EngineContext,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> BundleAudit:
-    """Audit the plans of `roles`.
+    """Audit the plans of `roles`, each plan once.
 
     Args:
-        read: content of a file of the bundle.
+        audit: of a plan, asked for with the first of its roles.
         roles: as in the manifest.
         context: what the engines share.
         on_done: told how many roles are audited.
@@ -63,7 +63,7 @@ def audit_engines(
     audited: dict[str, PlanAudit] = {}
     for done, (role, engine) in enumerate(roles.items(), start=1):
         if engine.file not in audited:
-            audited[engine.file] = audit_plan(read(engine.file), engine_facts(role, engine, context))
+            audited[engine.file] = audit(role, engine)
         plans[role] = audited[engine.file]
         on_done(done)
     memory = weight_memory(context.model, context.precision, roles, context.weights, context.weight_shapes)
@@ -75,4 +75,9 @@ def audit_bundle(bundle: Bundle) -> BundleAudit | None:
     manifest = bundle.manifest
     if manifest.target not in AUDITED_TARGETS:
         return None
-    return audit_engines(lambda file: (bundle.path / file).read_bytes(), manifest.roles, EngineContext.of(manifest))
+    context = EngineContext.of(manifest)
+
+    def audit(role: Role, engine: RoleEngine) -> PlanAudit:
+        return audit_plan((bundle.path / engine.file).read_bytes(), engine_facts(role, engine, context))
+
+    return audit_engines(audit, manifest.roles, context)

@@ -9,14 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from nemodiff_trt.plan_audit.plan_texts import PlanTexts
 from nemodiff_trt.plan_audit.text import Group, PlanTextError, Value, parse
 
-_START = re.compile(rb"header \{\s")
 _PROFILE = re.compile(r" \[profile (\d+)\]")
 _SUFFIX = re.compile(r"( \[profile \d+\])?(\.\d+)?$")
-# A program is text; anything longer than this is not one.
-_MAX_TEXT_BYTES = 1 << 28
-_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +65,13 @@ def stored_name(name: str) -> str:
     return _SUFFIX.sub("", name)
 
 
-def find_programs(plan: bytes) -> tuple[tuple[Program, ...], tuple[str, ...]]:
+def find_programs(plan: PlanTexts) -> tuple[tuple[Program, ...], tuple[str, ...]]:
     """Programs of all profiles in the order of the plan, each with the bodies of its fusions, and what could not be read."""
     found: list[Program] = []
     bodies: list[list[Program]] = []
     problems: list[str] = []
-    for start, text in _texts(plan):
+    for found_text in plan.texts:
+        start, text = found_text.start, found_text.text
         try:
             program = read_program(text, start + len(text))
         except PlanTextError as error:
@@ -90,22 +88,6 @@ def find_programs(plan: bytes) -> tuple[tuple[Program, ...], tuple[str, ...]]:
             problems.append(f"text at byte {start}: the body of a fusion before any program")
     whole = tuple(replace(program, bodies=tuple(group)) for program, group in zip(found, bodies, strict=True))
     return whole, tuple(problems)
-
-
-def _texts(plan: bytes) -> Iterator[tuple[int, str]]:
-    position = 0
-    while (match := _START.search(plan, position)) is not None:
-        end = plan.find(b"\0", match.start())
-        end = len(plan) if end < 0 else end
-        position = max(end, match.end())
-        if end - match.start() <= _MAX_TEXT_BYTES:
-            yield match.start(), _without_length(bytes(plan[match.start() : end]).decode("latin-1"))
-
-
-def _without_length(text: str) -> str:
-    """`text` up to its last line: a number in the plan's binary part follows, whose first bytes may be printable."""
-    end = text.rfind("}\n") + 2
-    return text[:end] if end >= 2 and len(text) - end < _NUMBER_BYTES else text
 
 
 def read_program(text: str, end: int = 0) -> Program | None:

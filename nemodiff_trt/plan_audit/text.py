@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 _TOKEN = re.compile(r'"([^"]*)"|([{}=])|([^\s{}="]+)')
+_MARK = 2
 # Deeper than any program seen by far; ends the reading of garbage.
 _MAX_DEPTH = 32
 
@@ -37,65 +38,48 @@ class Group:
 Value: TypeAlias = str | Group
 
 
-class _Open:
-    """A group that is not closed yet."""
-
-    __slots__ = ("fields", "key", "pending", "wants_value", "words")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.words: list[str] = []
-        self.fields: list[tuple[str, Value]] = []
-        # The last loose word: a key if "=" or "{" follows.
-        self.pending: str | None = None
-        self.wants_value = False
-
-    def take(self, word: str) -> None:
-        if self.wants_value:
-            self.fields.append((self.pending or "", word))
-            self.pending, self.wants_value = None, False
-            return
-        self._flush()
-        self.pending = word
-
-    def take_key(self) -> str:
-        key, self.pending, self.wants_value = self.pending or "", None, False
-        return key
-
-    def closed(self) -> Group:
-        if not self.wants_value:
-            self._flush()
-        return Group(tuple(self.words), tuple(self.fields))
-
-    def _flush(self) -> None:
-        if self.pending is not None:
-            self.words.append(self.pending)
-            self.pending = None
-
-
 def parse(text: str) -> Group:
     """The whole text as one group.
 
     Raises:
         PlanTextError: braces that do not match or are nested too deep.
     """
-    stack = [_Open("")]
+    # Plans of large models hold millions of tokens: one loop, and no call for a token.
+    enclosing: list[tuple[str, list[str], list[tuple[str, Value]]]] = []
+    key, words, fields = "", list[str](), list[tuple[str, Value]]()
+    # The last loose word: a key if "=" or "{" follows.
+    pending: str | None = None
+    wants_value = False
     for match in _TOKEN.finditer(text):
-        quoted, mark, word = match.groups()
-        top = stack[-1]
-        if mark == "{":
-            if len(stack) > _MAX_DEPTH:
+        kind = match.lastindex
+        word = match[kind or 0]
+        if kind != _MARK:
+            if wants_value:
+                fields.append((pending or "", word))
+                pending, wants_value = None, False
+            else:
+                if pending is not None:
+                    words.append(pending)
+                pending = word
+        elif word == "=":
+            wants_value = pending is not None
+        elif word == "{":
+            if len(enclosing) >= _MAX_DEPTH:
                 raise PlanTextError("braces nested too deep")
-            stack.append(_Open(top.take_key()))
-        elif mark == "}":
-            if len(stack) == 1:
-                raise PlanTextError("a closing brace without an opening one")
-            stack.pop()
-            stack[-1].fields.append((top.key, top.closed()))
-        elif mark == "=":
-            top.wants_value = top.pending is not None
+            enclosing.append((key, words, fields))
+            key, words, fields = pending or "", [], []
+            pending, wants_value = None, False
         else:
-            top.take(word if quoted is None else quoted)
-    if len(stack) > 1:
+            if not enclosing:
+                raise PlanTextError("a closing brace without an opening one")
+            if pending is not None and not wants_value:
+                words.append(pending)
+            closed = key, Group(tuple(words), tuple(fields))
+            key, words, fields = enclosing.pop()
+            fields.append(closed)
+            pending, wants_value = None, False
+    if enclosing:
         raise PlanTextError("a brace that is never closed")
-    return stack[0].closed()
+    if pending is not None and not wants_value:
+        words.append(pending)
+    return Group(tuple(words), tuple(fields))

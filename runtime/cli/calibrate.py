@@ -17,8 +17,8 @@ class CalibrateArguments:
 
     bundle: BundleDir
     num_repeats: Annotated[
-        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds, of two runs of every step each.")
-    ] = 5
+        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds; a step of middling time runs twice in each.")
+    ] = 8
     as_json: AsJson = False
     num_threads: NumThreads = None
 

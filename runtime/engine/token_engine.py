@@ -89,6 +89,8 @@ class TokenEngine:
         self._waiting: dict[int, _Request] = {}
         # In the order of admission, which is that of prefill.
         self._active: dict[int, _Request] = {}
+        # Rows in mode auto, in the order of their slots; None once a request came, went or ended its prompt.
+        self._planned: list[PlannedRow] | None = None
         # Ended while they waited.
         self._dropped: list[int] = []
         self._numbers = itertools.count()
@@ -160,6 +162,7 @@ class TokenEngine:
             self._dropped.append(number)
         elif number in self._active and self._active[number].sequence.finish_reason is None:
             self._active[number].sequence.finish(reason)
+            self._planned = None
 
     def admit(self) -> list[int]:
         """Give free slots to those who wait; returns their numbers."""
@@ -169,6 +172,7 @@ class TokenEngine:
             self._carry_out(self._slots.insert(number, self._lane(request.options)))
             self.cache.length[self._slots.slots[number]] = 0
             self._reuse_prefix(number, request)
+            self._planned = None
             admitted.append(number)
         return admitted
 
@@ -178,7 +182,7 @@ class TokenEngine:
         rows = [(number, self._active[number]) for number in self._slots.occupants]
         for prefill in self._plan_prefill():
             yield self._prefill(rows[prefill.begin : prefill.end], prefill)
-        self._plan([request.row for _, request in rows])
+        self._plan(rows)
         for role in _ORDER:
             steps: dict[int, list[int]] = {}
             for slot, (_, request) in enumerate(rows):
@@ -195,19 +199,25 @@ class TokenEngine:
         for number in finished:
             self._keep_prefix(self._slots.slots[number], self._active.pop(number))
             self._carry_out(self._slots.remove(number))
+            self._planned = None
         dropped, self._dropped = self._dropped, []
         return dropped + finished
 
-    def _plan(self, rows: list[PromptRow | RowDecoder]) -> None:
+    def _plan(self, rows: list[tuple[int, _Request]]) -> None:
         """Choose how requests in mode `auto` go on."""
-        planned: list[PlannedRow] = []
-        for slot, row in enumerate(rows):
-            if isinstance(row, PlannedRow) and row.sequence.finish_reason is None:
-                row.request.slot = slot
-                planned.append(row)
-        if planned and self._shared.policy is not None:
+        policy = self._shared.policy
+        if policy is None:
+            return
+        if self._planned is None:
+            self._planned = []
+            for slot, (_, request) in enumerate(rows):
+                if isinstance(request.row, PlannedRow) and request.row.sequence.finish_reason is None:
+                    request.row.request.slot = slot
+                    self._planned.append(request.row)
+        planned = self._planned
+        if planned:
             history = sum(row.num_cached for row in planned) / len(planned)
-            self._shared.policy.decide([row.request for row in planned], history, self.num_waiting)
+            policy.decide([row.request for row in planned], history, self.num_waiting)
             for row in planned:
                 row.follow()
 
@@ -297,6 +307,7 @@ class TokenEngine:
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
                 session = self._session
                 request.row = start_row(prompt, request.options, session.model, session.limits, self._shared)
+                self._planned = None
         return DecodeStep(Role.PREFILL, reports)
 
     def _decode(self, rows: list[tuple[int, _Request]], role: Role, step: int, begin: int) -> DecodeStep:

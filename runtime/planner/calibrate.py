@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from math import ceil
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from nemodiff_trt.vocabulary import Role, Target
 # Roles that a choice is made between, and prefill, which a simulation needs as well.
 _ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY, Role.PREFILL)
 
-# Rounds, of two runs of every step each.
-NUM_REPEATS = 4
+# Rounds, in which a step of middling time takes one turn.
+NUM_REPEATS = 8
+_FEWEST_TURNS, _MOST_TURNS = 0.25, 4.0
 
 
 def steps_to_measure(session: Session) -> Iterator[Step]:
@@ -39,29 +41,46 @@ def steps_to_measure(session: Session) -> Iterator[Step]:
 def measure_steps(
     session: Session, num_repeats: int = NUM_REPEATS, clock: Callable[[], float] = time.perf_counter
 ) -> list[StepTime]:
-    """Mean time of every step of `steps_to_measure`, which take turns, so that a slow phase of the machine hits all.
+    """Time of every step of `steps_to_measure`, as a loop that runs all of them would see it.
 
-    It is the mean, slow runs included, because that is what the runs of a loop add up to. The order is random, and every step
-    runs twice in a row, because a step runs faster after one like it: in a loop some do and some do not. `clock` is in seconds.
+    The order is random, and every step runs twice in a row, because a step runs faster after one like it: in a loop some do and
+    some do not. A quick step takes more turns than a slow one. Whatever else the machine does makes single runs several times
+    slower; so a step is as long as its median runs, and what slow runs add in all is added to every step in proportion: they
+    belong to what a loop sees, and to no step. `clock` is in seconds.
     """
     cache = session.create_cache(session.limits.max_batch_size)
     generator = np.random.default_rng(0)
     steps = list(steps_to_measure(session))
-    seconds: dict[Step, list[float]] = {step: [] for step in steps}
-    for repeat in range(1 + num_repeats):
-        for step in generator.permutation(np.array(steps, object)):
-            ids = generator.integers(0, session.model.vocab_size, (step.batch, step.step))
-            rows = cache.rows(0, step.batch)
-            rows.length[:] = _histories(step, session.limits.cache_capacity)
-            last_index = np.full(step.batch, step.step - 1) if step.role is Role.PREFILL else None
-            for _ in range(2):
-                begin = clock()
-                session.run(step.role, ids, rows, last_index)
-                seconds[step].append(clock() - begin)
-        if not repeat:
-            # The first round allocates, binds and warms up.
-            seconds = {step: [] for step in steps}
-    return [StepTime(step, statistics.fmean(measured) * 1e3) for step, measured in seconds.items()]
+
+    def run_twice(step: Step) -> tuple[float, float]:
+        ids = generator.integers(0, session.model.vocab_size, (step.batch, step.step))
+        rows = cache.rows(0, step.batch)
+        rows.length[:] = _histories(step, session.limits.cache_capacity)
+        last_index = np.full(step.batch, step.step - 1) if step.role is Role.PREFILL else None
+        times = [clock()]
+        for _ in range(2):
+            session.run(step.role, ids, rows, last_index)
+            times.append(clock())
+        return times[1] - times[0], times[2] - times[1]
+
+    # The first round allocates, binds and warms up.
+    warm = {step: run_twice(step)[1] for step in steps}
+    turns = _turns(warm)
+    seconds: dict[Step, list[tuple[float, float]]] = {step: [] for step in steps}
+    for repeat in range(num_repeats):
+        due = [step for step in steps for _ in range(ceil((repeat + 1) * turns[step]) - ceil(repeat * turns[step]))]
+        for step in generator.permutation(np.array(due, object)):
+            seconds[step].append(run_twice(step))
+    typical = {step: float(np.median(times, axis=0).mean()) for step, times in seconds.items()}
+    num_pairs = {step: len(times) for step, times in seconds.items()}
+    added = sum(map(np.sum, seconds.values())) / sum(2 * num_pairs[step] * typical[step] for step in steps)
+    return [StepTime(step, float(typical[step] * added) * 1e3) for step in steps]
+
+
+def _turns(seconds: Mapping[Step, float]) -> dict[Step, float]:
+    """Turns of every step in a round: one for a step of middling time, more or fewer so that all take about as long."""
+    middle = statistics.median(seconds.values())
+    return {step: min(max(middle / max(took, 1e-9), _FEWEST_TURNS), _MOST_TURNS) for step, took in seconds.items()}
 
 
 def device_name(target: Target) -> str:

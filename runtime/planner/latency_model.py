@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Step:
     def of_run(cls, role: Role, input_ids: np.ndarray, lengths: np.ndarray) -> Step:
         """What a session is asked to run: token ids [B,S], behind `lengths` [B or more] cached tokens of each row."""
         batch, step = input_ids.shape
-        return cls(role, batch, step, float(lengths[:batch].mean()))
+        return cls(role, batch, step, int(lengths[:batch].sum()) / batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,13 @@ class LatencyModel:
     def calibrate(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
         """The fit, and what it misses at every measured step.
 
+        Time rises with the history along a line at every shape of a step, so measured times are moved onto one first: noise of
+        single steps would lead a choice astray.
+
         Raises:
             InvalidInputError: a role has fewer measured steps than the model has terms.
         """
-        by_role = _by_role(times)
+        by_role = _by_role(_on_lines(list(times)))
         fitted = cls(device, False, {role: _fit(role, own) for role, own in by_role.items()})
         factors = {
             role: LocalFactors.of_ratios(
@@ -192,6 +195,22 @@ def _by_role(times: Iterable[StepTime]) -> dict[Role, list[StepTime]]:
     for time in times:
         by_role.setdefault(time.step.role, []).append(time)
     return by_role
+
+
+def _on_lines(times: Sequence[StepTime]) -> list[StepTime]:
+    """Times on the line over the history that fits best, by relative errors; as they are for fewer than three histories."""
+    shapes: dict[tuple[Role, int, int], list[StepTime]] = {}
+    for time in times:
+        shapes.setdefault((time.step.role, time.step.batch, time.step.step), []).append(time)
+    found = []
+    for own in shapes.values():
+        histories, ms = np.array([time.step.history for time in own]), np.array([time.ms for time in own])
+        if len(set(histories)) > 2:
+            fitted = np.polynomial.Polynomial.fit(histories, ms, 1, w=1 / ms)(histories)
+            # A line through noise may cross zero.
+            ms = np.maximum(fitted, ms.min() / 2)
+        found += [StepTime(time.step, float(value)) for time, value in zip(own, ms, strict=True)]
+    return found
 
 
 def _fit(role: Role, times: list[StepTime]) -> Coefficients:

@@ -40,6 +40,11 @@ class LoopTimes:
         self._num_runs[place] = min(self._num_runs[place] + 1, _MOST_RUNS)
         self._log_ratio[place] += (found - self._log_ratio[place]) / self._num_runs[place]
 
+    def num_runs(self, batch: int) -> np.ndarray:
+        """Runs of every kind with about so many rows, no more than count; float64 [*kinds]."""
+        found: np.ndarray = self._num_runs[..., self._bucket[batch]]
+        return found
+
     def factors(self, max_batch: int) -> np.ndarray:
         """By kind and batch size, float64 [*kinds, max_batch + 1]."""
         weighted, num_runs = self._log_ratio * self._num_runs, self._num_runs.sum()

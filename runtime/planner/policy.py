@@ -28,6 +28,9 @@ MIN_GAIN_OVER_AR = 0.05
 DECIDE_CYCLES, QUIET_CYCLES = 4, 32
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
+# Step times of the loop are only learned by running, too: every so many cycles all requests decode in a way that few cycles did
+# yet, if its calibrated times promise so much of the best speed.
+TRIAL_CYCLES, MIN_TRIAL_SPEED, MAX_TRIALS = 8, 0.8, 8
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
 _HISTORY_STEP = 32
 _MAX_TABLES = 256
@@ -46,16 +49,19 @@ class Policy:
         "_alike",
         "_candidates",
         "_cycles",
+        "_is_settled",
         "_latency",
         "_lengths",
         "_loop_times",
         "_max_batch",
         "_min_gain",
         "_min_gain_over_ar",
+        "_num_cycles",
         "_num_known",
         "_objective",
         "_places",
         "_slots",
+        "_speeds",
         "_tables",
         "acceptance",
         "block_lengths",
@@ -89,8 +95,13 @@ class Policy:
         self._objective = objective
         self._cycles = self._num_known = 0
         self._slots: list[int] = []
+        # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
+        self._is_settled = False
+        self._num_cycles: dict[int, int] = {}
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
+        # Predicted speeds at the last choice if all requests decoded alike, by candidate.
+        self._speeds = np.zeros(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
         self._places = {choice.block_length: place for place, choice in enumerate(self._candidates)}
         self._max_batch = max_batch
@@ -142,14 +153,19 @@ class Policy:
         self._cycles += 1
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
-        for request in requests:
-            assert request.choice is not None, "chosen above"
-            request.next_cycle = request.choice
-        if self.block_lengths and self._cycles % PROBE_CYCLES == 0:
-            self._probe(requests[self._cycles // PROBE_CYCLES % len(requests)], history)
-        for request in requests:
-            length = request.next_cycle.block_length
-            self.decisions[length] = self.decisions.get(length, 0) + 1
+            self._is_settled = False
+        if not self._is_settled:
+            for request in requests:
+                assert request.choice is not None, "chosen above"
+                request.next_cycle = request.choice
+            self._num_cycles = _lengths_of(requests)
+            self._is_settled = True
+        num_cycles = self._num_cycles
+        if self.block_lengths and (self._probe(requests, history) or self._try_out(requests)):
+            num_cycles = _lengths_of(requests)
+            self._is_settled = False
+        for length, count in num_cycles.items():
+            self.decisions[length] = self.decisions.get(length, 0) + count
 
     def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
         """Whether there are other requests than at the last choice; and from time to time drafts and step times are news."""
@@ -177,6 +193,7 @@ class Policy:
         below_ms += np.stack([_runs_ms(cost, ordered[:cut]) for cut in range(count + 1)], axis=1)
         above_ms += np.stack([_runs_ms(cost, ordered[cut:]) for cut in range(count + 1)], axis=1)
         speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
+        self._speeds = speeds[0, :, 0].copy()
         # Two groups that decode alike are one.
         speeds[self._alike, self._alike, 1:] = 0.0
         first, second, cut = np.unravel_index(speeds.argmax(), speeds.shape)
@@ -218,12 +235,28 @@ class Policy:
         found: np.ndarray = draws[:, None] * (self._lengths - 1 + tokens)
         return found
 
-    def _probe(self, request: PlannedRequest, history: float) -> None:
-        """Let a request that does not draft do so for one cycle, by itself."""
-        if request.next_cycle.drafts:
-            return
+    def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
+        """Let a request that does not draft do so for one cycle, by itself, if it is time."""
+        number, off_turn = divmod(self._cycles, PROBE_CYCLES)
+        request = requests[number % len(requests)]
+        if off_turn or request.next_cycle.drafts:
+            return False
         per_token = self._cost_table(1, history)[:, 1] / expected_tokens(request.shares(), self._lengths)
         request.next_cycle = self._candidates[1 + int(per_token[1:].argmin())]
+        return True
+
+    def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
+        """Let all requests decode for one cycle as few cycles did yet, if it is time and there is such a way."""
+        if self._cycles % TRIAL_CYCLES:
+            return False
+        num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)[0]
+        worth_trying = (num_runs < MAX_TRIALS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
+        if not worth_trying.any():
+            return False
+        trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]
+        for request in requests:
+            request.next_cycle = trial
+        return True
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
         """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
@@ -241,6 +274,15 @@ class Policy:
             table[..., 1:] = self._calibrated_rows(np.arange(1, self._max_batch + 1), bucket * _HISTORY_STEP)
             self._tables[bucket] = table
         return table
+
+
+def _lengths_of(requests: Sequence[PlannedRequest]) -> dict[int, int]:
+    """How many requests have which block length in their next cycle."""
+    found: dict[int, int] = {}
+    for request in requests:
+        length = request.next_cycle.block_length
+        found[length] = found.get(length, 0) + 1
+    return found
 
 
 def _summed(values: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class PlannedRow:
     def follow(self) -> None:
         """Decode as `request.next_cycle` says from now on. Called between two cycles."""
         choice = self.request.next_cycle
-        if choice == self._choice:
+        if choice is self._choice:
             return
         self._choice = choice
         sequence, num_cached = self.sequence, self._row.num_cached

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nemodiff_trt.plan_audit.program import find_programs, read_program, stored_name
+from nemodiff_trt.plan_audit.plan_texts import PlanTexts
+from nemodiff_trt.plan_audit.program import Program, find_programs, read_program, stored_name
 from nemodiff_trt.plan_audit.text import PlanTextError, parse
 from support import program_texts as texts
 
@@ -59,8 +60,12 @@ def small(profile: str = "", accelerators: str = "sm120 ") -> str:
     )
 
 
+def read(*written: str, rest: bytes = b"") -> tuple[tuple[Program, ...], tuple[str, ...]]:
+    return find_programs(PlanTexts.of(texts.plan(*written, rest=rest)))
+
+
 def test_programs_profiles_and_bodies() -> None:
-    programs, problems = find_programs(texts.plan(small(), small(accelerators="*"), small(" [profile 1]"), rest=b"\1" * 64))
+    programs, problems = read(small(), small(accelerators="*"), small(" [profile 1]"), rest=b"\1" * 64)
     assert [program.profile for program in programs] == [0, 1]
     assert [len(program.bodies) for program in programs] == [1, 0]
     assert problems == ()
@@ -70,6 +75,6 @@ def test_programs_profiles_and_bodies() -> None:
 
 
 def test_one_damaged_text_does_not_hide_the_others() -> None:
-    programs, problems = find_programs(texts.plan(small()[:-3], small()))
+    programs, problems = read(small()[:-3], small())
     assert len(programs) == 1
     assert "never closed" in problems[0]
