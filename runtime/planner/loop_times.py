@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-# Runs after which an older one counts no more than a new one, and what all runs together count as for one kind of step.
-_MOST_RUNS, _PRIOR_RUNS = 16.0, 2.0
-# A run that took many times as long was interrupted.
-_LARGEST = math.log(4.0)
+# Runs that are remembered of a kind, an odd number, and what all kinds together count as for one of them.
+_MOST_RUNS, _PRIOR_RUNS = 15, 2.0
 
 
 class LoopTimes:
     """Measured over calibrated time by kind of step; batch sizes between two powers of two count as one.
 
-    A kind that did not run yet takes the mean of those that did: what all have in common, such as a device that runs slower
-    today, then changes no choice.
+    It is the median of the last runs, because a run that something interrupted takes many times as long. A kind that did not
+    run yet takes the mean of those that did: what all have in common, such as a device that runs slower today, then changes no
+    choice.
     """
 
-    __slots__ = ("_bucket", "_log_ratio", "_num_runs")
+    __slots__ = ("_bucket", "_log_ratio", "_num_runs", "_recent")
 
     def __init__(self, kinds: Sequence[int], max_batch: int) -> None:
         """Start with a ratio of one.
@@ -29,16 +29,20 @@ class LoopTimes:
             kinds: shape of the array of kinds.
             max_batch: rows of the largest batch.
         """
-        self._bucket = np.array([0, *((batch - 1).bit_length() for batch in range(1, max_batch + 1))])
-        shape = (*kinds, int(self._bucket[-1]) + 1)
+        self._bucket = [0, *((batch - 1).bit_length() for batch in range(1, max_batch + 1))]
+        shape = (*kinds, self._bucket[-1] + 1)
         self._log_ratio, self._num_runs = np.zeros(shape), np.zeros(shape)
+        self._recent: dict[tuple[int, ...], deque[float]] = {}
 
     def observe(self, kind: tuple[int, ...], batch: int, ratio: float) -> None:
-        """Take in a run that took `ratio` times its calibrated time."""
+        """Take in a run that took `ratio` times its calibrated time, a positive number."""
         place = (*kind, self._bucket[batch])
-        found = min(max(math.log(ratio), -_LARGEST), _LARGEST)
-        self._num_runs[place] = min(self._num_runs[place] + 1, _MOST_RUNS)
-        self._log_ratio[place] += (found - self._log_ratio[place]) / self._num_runs[place]
+        recent = self._recent.get(place)
+        if recent is None:
+            recent = self._recent[place] = deque(maxlen=_MOST_RUNS)
+        recent.append(ratio)
+        self._log_ratio[place] = math.log(sorted(recent)[len(recent) // 2])
+        self._num_runs[place] = len(recent)
 
     def num_runs(self, batch: int) -> np.ndarray:
         """Runs of every kind with about so many rows, no more than count; float64 [*kinds]."""

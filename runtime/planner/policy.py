@@ -28,9 +28,9 @@ MIN_GAIN_OVER_AR = 0.05
 DECIDE_CYCLES, QUIET_CYCLES = 4, 32
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
-# Step times of the loop are only learned by running, too: every so many cycles all requests decode in a way that few cycles did
-# yet, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, MIN_TRIAL_SPEED, MAX_TRIALS = 8, 0.8, 8
+# Step times of the loop are only learned by running, too: every so many cycles all requests decode for a few in a way that did
+# not run often, if its calibrated times promise so much of the best speed.
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_RUNS = 16, 4, 0.8, 6
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
 _HISTORY_STEP = 32
 _MAX_TABLES = 256
@@ -50,6 +50,7 @@ class Policy:
         "_candidates",
         "_cycles",
         "_is_settled",
+        "_last_run",
         "_latency",
         "_lengths",
         "_loop_times",
@@ -63,6 +64,7 @@ class Policy:
         "_slots",
         "_speeds",
         "_tables",
+        "_trial",
         "acceptance",
         "block_lengths",
         "decisions",
@@ -98,6 +100,9 @@ class Policy:
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
         self._num_cycles: dict[int, int] = {}
+        self._trial: Choice | None = None
+        # By kind of step, the last cycle that ran it.
+        self._last_run: dict[tuple[int, int], int] = {}
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
@@ -127,10 +132,17 @@ class Policy:
         return float(self._cost_table(batch, history)[self._places[choice.block_length], batch])
 
     def observe_run(self, step: Step, ms: float) -> None:
-        """Take in how long a run of the loop took. Steps that no choice leads to are left out."""
+        """Take in how long a run of the loop took. Steps that no choice leads to are left out.
+
+        So is the first run of a kind after a cycle without it: it finds cold caches, and takes up to twice as long as those
+        that would follow if it was chosen.
+        """
         place = self._places.get(step.step)
-        if ms > 0 and step.role in (Role.DECODE, Role.DRAFT, Role.VERIFY) and place is not None:
-            kind = (int(step.role is Role.VERIFY), place)
+        if place is None or ms <= 0 or step.role not in (Role.DECODE, Role.DRAFT, Role.VERIFY):
+            return
+        kind = (int(step.role is Role.VERIFY), place)
+        last_cycle, self._last_run[kind] = self._last_run.get(kind, -1), self._cycles
+        if self._cycles - last_cycle <= 1:
             self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
 
     def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
@@ -246,16 +258,18 @@ class Policy:
         return True
 
     def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
-        """Let all requests decode for one cycle as few cycles did yet, if it is time and there is such a way."""
-        if self._cycles % TRIAL_CYCLES:
+        """Let all requests decode as few cycles did yet, if it is time and there is such a way."""
+        if self._cycles % TRIAL_CYCLES == 0:
+            num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)[0]
+            worth_trying = (num_runs < MIN_KNOWN_RUNS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
+            if worth_trying.any():
+                self._trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]
+        elif self._cycles % TRIAL_CYCLES == TRIAL_LENGTH:
+            self._trial = None
+        if self._trial is None:
             return False
-        num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)[0]
-        worth_trying = (num_runs < MAX_TRIALS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
-        if not worth_trying.any():
-            return False
-        trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]
         for request in requests:
-            request.next_cycle = trial
+            request.next_cycle = self._trial
         return True
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
