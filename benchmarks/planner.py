@@ -115,9 +115,7 @@ class Case:
         self.decisions: dict[str, int] = {}
         options = EngineOptions(max_active=concurrency, prefix_rows=0, min_prefix=10**6)
         # Others have nothing to choose. A server keeps what it learned, too.
-        policy = Policy.for_session(session, latency) if requests[0][1].mode is Mode.AUTO else None
-        if policy is not None:
-            policy.draws.clock = clock
+        policy = Policy.for_session(session, latency, clock=clock) if requests[0][1].mode is Mode.AUTO else None
         self._engine = lambda: TriModeEngine(session, tokenizer, options, clock, policy)
 
     def steps(self) -> Iterator[None]:

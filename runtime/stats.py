@@ -12,7 +12,6 @@ import numpy as np
 from nemodiff_trt.config import ModelConfig
 from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.kv_cache import KVCache
-from nemodiff_trt.runtime.planner import Step
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session import Session, StepOutput
 from nemodiff_trt.runtime.step_layout import StepLayout
@@ -109,19 +108,13 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 class TimedSession:
-    """A session that adds up the seconds, by `clock`, spent in its runs; `on_run` hears of each: the step, and milliseconds."""
+    """A session that adds up the seconds, by `clock`, spent in its runs."""
 
-    __slots__ = ("_clock", "_on_run", "_session", "engine_s", "num_runs")
+    __slots__ = ("_clock", "_session", "engine_s", "num_runs")
 
-    def __init__(
-        self,
-        session: Session,
-        clock: Callable[[], float] = time.perf_counter,
-        on_run: Callable[[Step, float], None] | None = None,
-    ) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float] = time.perf_counter) -> None:
         self._session = session
         self._clock = clock
-        self._on_run = on_run
         self.engine_s = 0.0
         self.num_runs = 0
 
@@ -154,9 +147,6 @@ class TimedSession:
     ) -> StepOutput:
         begin = self._clock()
         output = self._session.run(role, input_ids, cache, last_index, layout)
-        seconds = self._clock() - begin
-        self.engine_s += seconds
+        self.engine_s += self._clock() - begin
         self.num_runs += 1
-        if self._on_run is not None:
-            self._on_run(Step.of_run(role, input_ids, cache.length), seconds * 1e3)
         return output

@@ -192,6 +192,8 @@ class TokenEngine:
             for step, slots in steps.items():
                 for begin, end in ranges(slots):
                     yield self._decode(rows[begin:end], role, step, begin)
+        if self._shared.policy is not None and self._planned and len(self._planned) == len(rows):
+            self._shared.policy.end_cycle()
 
     def retire(self) -> list[int]:
         """Remove the requests that are finished; returns their numbers."""

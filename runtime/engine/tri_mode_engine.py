@@ -69,7 +69,7 @@ class TriModeEngine:
             sampler.check_for(session.model.vocab_size, session.model.mask_token_id)
         self.session = session
         self.tokenizer = tokenizer
-        self._timed = TimedSession(session, clock, policy.observe_run if policy is not None else None)
+        self._timed = TimedSession(session, clock)
         self._tokens = TokenEngine(self._timed, options, policy, sampler)
         self._policy, self._has_sampler = policy, sampler is not None
         self._clock = clock

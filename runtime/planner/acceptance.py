@@ -15,13 +15,15 @@ HALF_LIFE = 50.0
 # because a hope is corrected by the first cycles, while without any nothing would be learned.
 PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
 # What all requests know counts as so many cycles of a request's own.
-SHARED_CYCLES = 4.0
+SHARED_CYCLES = 8.0
+# Share of the newest in the mean length of answers.
+_NEWEST_ANSWER = 0.05
 
 
 class AcceptanceModel:
     """Conditional acceptance of positions 1 to `longest` - 1 of a block."""
 
-    __slots__ = ("_accepted", "_decay", "_tried", "num_observed")
+    __slots__ = ("_accepted", "_answer_tokens", "_decay", "_tried", "num_observed")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
@@ -29,6 +31,7 @@ class AcceptanceModel:
         self._tried = np.full(longest - 1, prior_cycles)
         self._accepted = np.full(longest - 1, prior_cycles * PRIOR_SHARE)
         self.num_observed = 0
+        self._answer_tokens: float | None = None
 
     @property
     def longest(self) -> int:
@@ -43,6 +46,22 @@ class AcceptanceModel:
             counts[:tried] *= self._decay
         self._tried[:tried] += 1
         self._accepted[:accepted] += 1
+
+    def observe_answer(self, num_tokens: int) -> None:
+        """Take in an answer that ended after so many tokens."""
+        if self._answer_tokens is None:
+            self._answer_tokens = float(num_tokens)
+        self._answer_tokens += _NEWEST_ANSWER * (num_tokens - self._answer_tokens)
+
+    def kept(self, tokens: np.ndarray) -> np.ndarray:
+        """Of expected tokens of a cycle, those that an answer keeps; float64 like `tokens`.
+
+        The last cycle of an answer reaches beyond its end, by half of what it could emit on average.
+        """
+        if self._answer_tokens is None:
+            return tokens
+        found: np.ndarray = tokens * self._answer_tokens / (self._answer_tokens + (tokens - 1) / 2)
+        return found
 
     def shares(self, known: AcceptanceModel | None = None, known_cycles: float = SHARED_CYCLES) -> np.ndarray:
         """Share of accepted drafts at every position, float64 [longest - 1].

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel
-from nemodiff_trt.runtime.planner.draw_cost import DrawCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,6 @@ class PlannedRequest:
         choice: how to decode, None before the first decision.
         next_cycle: `choice`, or a probe instead of it.
         slot: of the cache.
-        draws: where the host samples the tokens, what that costs.
         own: acceptance of this request, from nothing.
     """
 
@@ -38,7 +36,6 @@ class PlannedRequest:
     choice: Choice | None = None
     next_cycle: Choice = Choice(1)
     slot: int = 0
-    draws: DrawCost | None = None
     own: AcceptanceModel = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +45,10 @@ class PlannedRequest:
         """Take in the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
         for model in (self.own, self.shared):
             model.observe(self.next_cycle.block_length, accepted)
+
+    def end(self, num_tokens: int) -> None:
+        """The answer ended, with so many tokens."""
+        self.shared.observe_answer(num_tokens)
 
     def shares(self) -> np.ndarray:
         """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""

@@ -6,13 +6,13 @@ All candidates are lossless, so a choice never changes an answer, only its speed
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
-from nemodiff_trt.runtime.planner.draw_cost import DrawCost
-from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step
+from nemodiff_trt.runtime.planner.latency_model import LatencyModel
 from nemodiff_trt.runtime.planner.loop_times import LoopTimes
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -28,9 +28,11 @@ MIN_GAIN_OVER_AR = 0.05
 DECIDE_CYCLES, QUIET_CYCLES = 4, 32
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
 PROBE_CYCLES = 128
-# Step times of the loop are only learned by running, too: every so many cycles all requests decode for a few in a way that did
-# not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_RUNS = 16, 4, 0.8, 6
+# How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
+# way that did not run often, if its calibrated times promise so much of the best speed.
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.75, 6
+# One in so many cycles tells how long its runs took.
+WATCH_CYCLES = 4
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
 _HISTORY_STEP = 32
 _MAX_TABLES = 256
@@ -47,10 +49,11 @@ class Policy:
 
     __slots__ = (
         "_alike",
+        "_begin_s",
         "_candidates",
+        "_clock",
         "_cycles",
         "_is_settled",
-        "_last_run",
         "_latency",
         "_lengths",
         "_loop_times",
@@ -65,10 +68,10 @@ class Policy:
         "_speeds",
         "_tables",
         "_trial",
+        "_watched",
         "acceptance",
         "block_lengths",
         "decisions",
-        "draws",
     )
 
     def __init__(
@@ -80,6 +83,7 @@ class Policy:
         min_gain: float = MIN_GAIN,
         min_gain_over_ar: float = MIN_GAIN_OVER_AR,
         objective: Objective | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Start with the prior of acceptance.
 
@@ -91,18 +95,21 @@ class Policy:
             min_gain: share by which another choice has to be better.
             min_gain_over_ar: share by which drafting has to be better than decoding all requests autoregressively.
             objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
+            clock: in seconds, to learn how long the cycles of the loop take; None to go by `latency` alone.
         """
         self._latency = latency
         self._min_gain, self._min_gain_over_ar = min_gain, min_gain_over_ar
         self._objective = objective
+        self._clock = clock
         self._cycles = self._num_known = 0
         self._slots: list[int] = []
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
         self._num_cycles: dict[int, int] = {}
         self._trial: Choice | None = None
-        # By kind of step, the last cycle that ran it.
-        self._last_run: dict[tuple[int, int], int] = {}
+        # Runs of the cycle that is watched, by candidate and rows, and its calibrated milliseconds.
+        self._watched: tuple[list[tuple[int, int]], float] | None = None
+        self._begin_s = 0.0
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
         self._alike = np.arange(len(self._candidates))
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
@@ -111,48 +118,40 @@ class Policy:
         self._places = {choice.block_length: place for place, choice in enumerate(self._candidates)}
         self._max_batch = max_batch
         self._tables: dict[int, np.ndarray] = {}
-        # Kinds of steps: decoding or drafting, and verification, by candidate.
-        self._loop_times = LoopTimes((2, len(self._candidates)), max_batch)
+        self._loop_times = LoopTimes(len(self._candidates), max_batch)
         self.block_lengths = tuple(block_lengths)
         self.acceptance = AcceptanceModel(longest)
-        self.draws = DrawCost()
         # Cycles of requests by block length.
         self.decisions: dict[int, int] = {}
 
     @classmethod
-    def for_session(cls, session: Session, latency: LatencyModel, objective: Objective | None = None) -> Policy:
+    def for_session(
+        cls,
+        session: Session,
+        latency: LatencyModel,
+        objective: Objective | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Policy:
         """Between autoregressive decoding and blocks of powers of two, as far as the engines were built for both."""
         longest = session.limits.block_length
         drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
         lengths = [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
-        return cls(latency, lengths, longest, session.limits.max_batch_size, objective=objective)
+        return cls(latency, lengths, longest, session.limits.max_batch_size, objective=objective, clock=clock)
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
         return float(self._cost_table(batch, history)[self._places[choice.block_length], batch])
 
-    def observe_run(self, step: Step, ms: float) -> None:
-        """Take in how long a run of the loop took. Steps that no choice leads to are left out.
+    def end_cycle(self) -> None:
+        """Take in how long the cycle took since `decide`, with all that the loop does for it.
 
-        So is the first run of a kind after a cycle without it: it finds cold caches, and takes up to twice as long as those
-        that would follow if it was chosen.
+        Not called where other requests decoded along with those of the cycle.
         """
-        place = self._places.get(step.step)
-        if place is None or ms <= 0 or step.role not in (Role.DECODE, Role.DRAFT, Role.VERIFY):
-            return
-        kind = (int(step.role is Role.VERIFY), place)
-        last_cycle, self._last_run[kind] = self._last_run.get(kind, -1), self._cycles
-        if self._cycles - last_cycle <= 1:
-            self._loop_times.observe(kind, step.batch, ms / self._calibrated_table(step.history)[(*kind, step.batch)])
-
-    def _calibrated_rows(self, batches: np.ndarray, history: float) -> np.ndarray:
-        """Milliseconds of decoding or drafting, and of verification, float64 [2, C, len(batches)]."""
-        found = np.zeros((2, len(self._candidates), len(batches)))
-        for place, choice in enumerate(self._candidates):
-            roles = (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,)
-            for row, role in zip(found[:, place], roles, strict=False):
-                row[:] = self._latency.row(role, choice.block_length, batches, history)
-        return found
+        if self._watched is not None and self._clock is not None:
+            runs, calibrated_ms = self._watched
+            ratio = 1e3 * (self._clock() - self._begin_s) / calibrated_ms
+            for place, num_rows in runs if ratio > 0 else ():
+                self._loop_times.observe(place, num_rows, ratio)
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
@@ -163,9 +162,12 @@ class Policy:
             num_waiting: requests that wait for a slot.
         """
         self._cycles += 1
+        if self._cycles % PROBE_CYCLES == 0:
+            self._loop_times.age()
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
             self._is_settled = False
+        is_repeat = self._is_settled
         if not self._is_settled:
             for request in requests:
                 assert request.choice is not None, "chosen above"
@@ -173,37 +175,68 @@ class Policy:
             self._num_cycles = _lengths_of(requests)
             self._is_settled = True
         num_cycles = self._num_cycles
+        last_trial = self._trial
         if self.block_lengths and (self._probe(requests, history) or self._try_out(requests)):
             num_cycles = _lengths_of(requests)
+            is_repeat = self._trial is not None and self._trial is last_trial
             self._is_settled = False
+        # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
+        is_watched = is_repeat and (self._trial is not None or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
+        self._watched = self._runs_of(requests, history) if is_watched and self._clock is not None else None
         for length, count in num_cycles.items():
             self.decisions[length] = self.decisions.get(length, 0) + count
+        if self._watched is not None and self._clock is not None:
+            self._begin_s = self._clock()
+
+    def _runs_of(self, requests: Sequence[PlannedRequest], history: float) -> tuple[list[tuple[int, int]], float]:
+        """Runs of the next cycle, by candidate and rows, and its calibrated milliseconds."""
+        groups: dict[int, list[int]] = {}
+        for request in requests:
+            groups.setdefault(self._places[request.next_cycle.block_length], []).append(request.slot)
+        runs = [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
+        calibrated = self._calibrated_table(history)
+        return runs, float(sum(calibrated[run] for run in runs))
 
     def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
-        """Whether there are other requests than at the last choice; and from time to time drafts and step times are news."""
+        """Whether to choose anew: from time to time drafts and step times are news, and other requests soon after they came.
+
+        Until then those that came decode as most others do.
+        """
         slots = [request.slot for request in requests]
-        is_new = slots != self._slots or any(request.choice is None for request in requests)
-        has_drafted = self.acceptance.num_observed != self._num_known
-        is_told = self._cycles % (DECIDE_CYCLES if has_drafted else QUIET_CYCLES) == 0
-        if is_new or is_told:
+        fresh = [request for request in requests if request.choice is None]
+        if fresh and len(fresh) == len(requests):
+            is_due = True
+        else:
+            has_changed = bool(fresh) or slots != self._slots or self.acceptance.num_observed != self._num_known
+            is_due = self._cycles % (DECIDE_CYCLES if has_changed else QUIET_CYCLES) == 0
+            if fresh and not is_due:
+                self._follow_the_others(fresh, requests)
+        if is_due:
             self._slots, self._num_known = slots, self.acceptance.num_observed
-        return is_new or is_told
+        return is_due
+
+    def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
+        choices = [request.choice for request in requests if request.choice is not None]
+        most = max(choices, key=choices.count)
+        for request in fresh:
+            request.choice = most
+        self._is_settled = False
 
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
 
     def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> None:
-        tokens = expected_tokens(np.stack([request.shares() for request in requests]), self._lengths)
+        shares = np.stack([request.shares() for request in requests])
+        tokens = self.acceptance.kept(expected_tokens(shares, self._lengths))
         count, slots = len(requests), [request.slot for request in requests]
         cost = self._cost_table(max(slots) - min(slots) + 1, history)
-        host = self._host_ms(requests, tokens)
         order = np.argsort(tokens[:, -1], kind="stable")
         # Candidates [first, second, size of the first group]: the hardest texts go first.
-        below, below_ms = _summed(_worth(tokens[order], objective)), _summed(host[order])
-        above, above_ms = below[:, -1:] - below, below_ms[:, -1:] - below_ms
+        below = _summed(_worth(tokens[order], objective))
+        above = below[:, -1:] - below
         ordered = [slots[place] for place in order.tolist()]
-        below_ms += np.stack([_runs_ms(cost, ordered[:cut]) for cut in range(count + 1)], axis=1)
-        above_ms += np.stack([_runs_ms(cost, ordered[cut:]) for cut in range(count + 1)], axis=1)
+        below_ms = _runs_ms(cost, [ordered[:cut] for cut in range(count + 1)])
+        above_ms = _runs_ms(cost, [ordered[cut:] for cut in range(count + 1)])
         speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
         self._speeds = speeds[0, :, 0].copy()
         # Two groups that decode alike are one.
@@ -233,19 +266,13 @@ class Policy:
             if request.choice is None:
                 request.choice = best[place]
             places.append(self._places[request.choice.block_length])
-        own = np.arange(len(places)), places
-        worth, host_ms = _worth(tokens, objective)[own].sum(), self._host_ms(requests, tokens)[own].sum()
+        worth = _worth(tokens, objective)[np.arange(len(places)), places].sum()
         groups: dict[int, list[int]] = {}
         for place, request in zip(places, requests, strict=True):
             groups.setdefault(place, []).append(request.slot)
-        ms = host_ms + sum(float(_runs_ms(cost, slots)[place]) for place, slots in groups.items())
+        runs_ms = _runs_ms(cost, list(groups.values()))
+        ms = sum(float(runs_ms[place, group]) for group, place in enumerate(groups))
         return float(_speed(worth, ms, len(places), objective))
-
-    def _host_ms(self, requests: Sequence[PlannedRequest], tokens: np.ndarray) -> np.ndarray:
-        """Milliseconds that the host draws tokens for in a cycle, float64 [R, C]: all drafts, and those the verifier emits."""
-        draws = np.array([0.0 if request.draws is None else request.draws.ms for request in requests])
-        found: np.ndarray = draws[:, None] * (self._lengths - 1 + tokens)
-        return found
 
     def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
         """Let a request that does not draft do so for one cycle, by itself, if it is time."""
@@ -259,9 +286,9 @@ class Policy:
 
     def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
         """Let all requests decode as few cycles did yet, if it is time and there is such a way."""
-        if self._cycles % TRIAL_CYCLES == 0:
-            num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)[0]
-            worth_trying = (num_runs < MIN_KNOWN_RUNS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
+        if self._cycles % TRIAL_CYCLES == 0 and self._loop_times.has_runs:
+            num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)
+            worth_trying = (num_runs < MIN_KNOWN_CYCLES) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
             if worth_trying.any():
                 self._trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]
         elif self._cycles % TRIAL_CYCLES == TRIAL_LENGTH:
@@ -274,19 +301,21 @@ class Policy:
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
         """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
-        found: np.ndarray = (self._calibrated_table(history)[..., : batch + 1] * self._loop_times.factors(batch)).sum(axis=0)
+        found: np.ndarray = self._calibrated_table(history)[:, : batch + 1] * self._loop_times.factors(batch)
         return found
 
     def _calibrated_table(self, history: float) -> np.ndarray:
-        """Of decoding or drafting, and of verification, by candidate and number of rows; float64 [2, C, max_batch + 1]."""
+        """Milliseconds of the runs of a cycle by candidate and number of rows, float64 [C, max_batch + 1]."""
         bucket = round(history / _HISTORY_STEP)
         table = self._tables.get(bucket)
         if table is None:
             if len(self._tables) == _MAX_TABLES:
                 self._tables.clear()
-            table = np.zeros((2, len(self._candidates), self._max_batch + 1))
-            table[..., 1:] = self._calibrated_rows(np.arange(1, self._max_batch + 1), bucket * _HISTORY_STEP)
-            self._tables[bucket] = table
+            table = self._tables[bucket] = np.zeros((len(self._candidates), self._max_batch + 1))
+            batches = np.arange(1, self._max_batch + 1)
+            for row, choice in zip(table[:, 1:], self._candidates, strict=True):
+                for role in (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,):
+                    row += self._latency.row(role, choice.block_length, batches, bucket * _HISTORY_STEP)
         return table
 
 
@@ -306,9 +335,15 @@ def _summed(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _runs_ms(cost: np.ndarray, slots: Sequence[int]) -> np.ndarray:
-    """Milliseconds of a cycle of requests in these slots, by candidate: rows between them may be computed along."""
-    found: np.ndarray = cost[:, [end - begin for begin, end in ranges(slots)]].sum(axis=1)
+def _runs_ms(cost: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Milliseconds of a cycle of each group of slots, by candidate [C, groups]: rows between them may be computed along."""
+    sizes: list[int] = []
+    begins = []
+    for slots in groups:
+        begins.append(len(sizes))
+        # No slots are no run, of no rows.
+        sizes += [end - begin for begin, end in ranges(slots)] or [0]
+    found: np.ndarray = np.add.reduceat(cost[:, sizes], begins, axis=1)
     return found
 
 

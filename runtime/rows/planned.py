@@ -70,13 +70,11 @@ class PlannedRow:
         self._row.fill(ids)
 
     def absorb(self, output: RowOutput) -> RowStep:
-        role, draws = self._row.role, self.request.draws
-        begin_s = 0.0 if draws is None else draws.clock()
+        role = self._row.role
         report = self._row.absorb(output)
-        if draws is not None:
-            num_drawn = self._choice.block_length - 1 if role is Role.DRAFT else len(report.emitted)
-            draws.observe(max(1, num_drawn), draws.clock() - begin_s)
-        # The last cycle of an answer is cut, so it does not tell how far drafts are right.
-        if role is Role.VERIFY and self.sequence.finish_reason is None:
+        if self.sequence.finish_reason is not None:
+            # The last cycle of an answer is cut, so it does not tell how far drafts are right.
+            self.request.end(len(self.sequence.tokens))
+        elif role is Role.VERIFY:
             self.request.observe(report.accepted)
         return report

@@ -68,8 +68,7 @@ def start_row(
     if options.mode is Mode.AUTO:
         if shared.policy is None:
             raise InvalidInputError("mode", str(options.mode), "a fixed mode: there are no step times to choose by")
-        draws = shared.policy.draws if options.sampling.needs_logits else None
-        return PlannedRow(sequence, num_cached, mask, decider, PlannedRequest(shared.policy.acceptance, draws=draws))
+        return PlannedRow(sequence, num_cached, mask, decider, PlannedRequest(shared.policy.acceptance))
     if options.lookup_ngram:
         return PromptLookupRow(sequence, num_cached, block_length, decider, options.lookup_ngram)
     if options.num_leaves:

@@ -59,7 +59,8 @@ class Deployment:
     def replica(self, seed: int) -> Replica:
         """A loop that has not started."""
         session = SimulatedSession(self.latency, self.limits, list(self.acceptance.values()), np.random.default_rng(seed))
-        return Replica(session, self.engine, Policy.for_session(session, self.latency), self.loop_cost)
+        policy = Policy.for_session(session, self.latency, clock=lambda: session.now_s)
+        return Replica(session, self.engine, policy, self.loop_cost)
 
     def category(self, name: str) -> int:
         """Index of the acceptance of a category.

@@ -134,6 +134,25 @@ def lengths(requests: list[PlannedRequest]) -> list[int]:
     return [request.next_cycle.block_length for request in requests]
 
 
+class Loop:
+    """A policy in a loop whose cycles take `ratios` times their calibrated time, by block length."""
+
+    def __init__(self, latency: LatencyModel) -> None:
+        self.now_s = 0.0
+        self.ratios = {1: 1.0, 4: 1.0, 8: 1.0}
+        self.policy = Policy(latency, [4, 8], 8, 16, clock=lambda: self.now_s)
+        self._calibrated = Policy(latency, [4, 8], 8, 16)
+
+    def run(self, requests: list[PlannedRequest], num_cycles: int, slowness: float = 1.0) -> None:
+        """Requests that decode alike, side by side."""
+        for _ in range(num_cycles):
+            self.policy.decide(requests, 100.0)
+            choice = requests[0].next_cycle
+            ms = self._calibrated.cycle_ms(choice, len(requests), 100.0)
+            self.now_s += slowness * self.ratios[choice.block_length] * ms / 1e3
+            self.policy.end_cycle()
+
+
 class TestPolicy:
     def test_long_blocks_while_tokens_are_free_and_none_when_they_cost(self) -> None:
         chosen = []
@@ -148,19 +167,35 @@ class TestPolicy:
         assert (chosen[0], chosen[-1]) == (16, 1)
 
     def test_follows_the_times_of_the_loop(self) -> None:
-        latency = device(5.0, 0.02)
-        policy = Policy(latency, [4, 8], 8, 16)
-        requests = planned(policy, 2, cycles=50)
-        policy.decide(requests, 100.0)
+        loop = Loop(device(5.0, 0.02))
+        requests = planned(loop.policy, 2, cycles=50)
+        loop.run(requests, 1)
         assert lengths(requests) == [4]
         # A device that is slower in all it does is no reason to change; drafts that are, are.
         for draft_ratio, expected in ((2.0, 4), (8.0, 1)):
-            for _ in range(100):
-                for role, step, ratio in ((Role.DECODE, 1, 2.0), (Role.DRAFT, 4, draft_ratio), (Role.VERIFY, 4, draft_ratio)):
-                    run = Step(role, 1, step, 100.0)
-                    policy.observe_run(run, ratio * latency.ms(run))
-                policy.decide(requests, 100.0)
+            loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
+            loop.run(requests, 200)
             assert lengths(requests) == [expected]
+
+    def test_one_interrupted_cycle_changes_nothing(self) -> None:
+        loop = Loop(device(5.0, 0.02))
+        requests = planned(loop.policy, 2, cycles=50)
+        loop.run(requests, 100)
+        for cycle in range(200):
+            loop.run(requests, 1, 50.0 if cycle % 10 == 9 else 1.0)
+            assert requests[0].choice == Choice(4)
+
+    def test_tries_out_what_may_be_faster_than_its_calibrated_time(self) -> None:
+        # By calibrated times blocks of 8 are worth no more than blocks of 4, by those of the loop they are.
+        loop = Loop(device(5.0, 0.0))
+        requests = planned(loop.policy, 2, cycles=50)
+        loop.ratios = {1: 1.0, 4: 1.0, 8: 0.5}
+        loop.run(requests, 200)
+        assert lengths(requests) == [8]
+        # What is known is not tried out again.
+        before = loop.policy.decisions[8]
+        loop.run(requests, 200)
+        assert loop.policy.decisions[8] == before + 200
 
     def test_drafting_has_to_be_clearly_better_than_ar(self) -> None:
         chosen = []
@@ -213,16 +248,15 @@ class TestPolicy:
             chosen.append(lengths(requests)[0])
         assert chosen == [1, 32]
 
-    def test_drawing_tokens_on_the_host_makes_blocks_shorter(self) -> None:
+    def test_short_answers_make_blocks_shorter(self) -> None:
         chosen = []
-        for draw_ms in (0.0, 3.0, 5.0):
-            policy = Policy(device(5.0, 0.02), [4, 8, 16, 32], 32, 2048)
+        for num_tokens in (1000, 2):
+            policy = Policy(device(5.0, 0.1), [4, 8, 16, 32], 32, 2048)
             requests = planned(policy, 12)
-            policy.draws.observe(1, draw_ms / 1e3)
-            requests[0].draws = policy.draws
+            requests[0].end(num_tokens)
             policy.decide(requests, 100.0)
             chosen += lengths(requests)
-        assert chosen == [16, 8, 1]
+        assert chosen == [16, 8]
 
     def test_tries_drafting_again_after_a_hard_text(self) -> None:
         policy = Policy(device(5.0, 0.02), [4, 8], 32, 2048)
