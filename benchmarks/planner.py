@@ -49,6 +49,9 @@ HISTORY = 750.0
 # Block lengths that users of the 8B model serve with, by requests at a time.
 PUBLISHED_PAIRS = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16, 32: 16, 64: 8, 128: 8}
 
+# Requests of a run for each that decodes at a time: with few of them the end counts most, where slots stay empty.
+WAVES = 6
+
 Request = tuple[list[int], GenerationOptions]
 
 
@@ -200,8 +203,8 @@ def check_form(path: Path, console: Console) -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-prompts", type=int, default=32)
-    parser.add_argument("--num-repeats", type=int, default=4)
+    parser.add_argument("--num-prompts", type=int, default=24, help="at least; six for each that decodes at a time")
+    parser.add_argument("--num-repeats", type=int, default=3)
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
@@ -224,9 +227,12 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
     speeds = Speeds(held_out_error("this CPU", times), latency)
     modelled = ModelledSession(session, latency)
     runs, clock = (modelled, lambda: modelled.now_s) if arguments.modelled else (session, arguments.clock)
-    for name, requests in workloads(tokenizer, arguments.num_prompts, arguments.max_new_tokens).items():
+    counts = {level: max(arguments.num_prompts, WAVES * level) for level in arguments.levels}
+    by_level = {level: workloads(tokenizer, count, arguments.max_new_tokens) for level, count in counts.items()}
+    for name in by_level[arguments.levels[0]]:
         table = Table(f"{name}: speed over ar", *settings())
         for level in arguments.levels:
+            requests = by_level[level][name]
             cases = {
                 setting: Case(runs, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency, clock)
                 for setting, changes in settings().items()

@@ -30,7 +30,9 @@ DECIDE_CYCLES, QUIET_CYCLES = 4, 32
 PROBE_CYCLES = 128
 # How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
 # way that did not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.75, 6
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.85, 3
+# After so many cycles, what did not run since is a little less known.
+AGE_CYCLES = 256
 # One in so many cycles tells how long its runs took.
 WATCH_CYCLES = 4
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
@@ -162,7 +164,7 @@ class Policy:
             num_waiting: requests that wait for a slot.
         """
         self._cycles += 1
-        if self._cycles % PROBE_CYCLES == 0:
+        if self._cycles % AGE_CYCLES == 0:
             self._loop_times.age()
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
