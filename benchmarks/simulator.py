@@ -1,9 +1,10 @@
 """The simulator against the engine it simulates: nemodiff-tiny on this machine's CPU.
 
 Traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts, and all
-requests at once, where the throughput is the capacity and not the rate at which requests come. Step times, acceptance by
-category and the cost of the loop are measured on other requests first; rates follow from the capacity that the simulation
-predicts. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
+requests at once, where the throughput is the capacity and not the rate at which requests come. Acceptance by category and the
+cost of the loop are measured on other requests first; rates follow from the capacity that the simulation predicts. Step times
+are taken during every trace, in pauses in which its clock stands still, because the speed of a shared machine changes from
+minute to minute. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
 would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is
 missed.
 """
@@ -16,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.full_size import full_size_config
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import LatencyModel
-from nemodiff_trt.runtime.planner.calibrate import measure_steps
+from nemodiff_trt.runtime.planner import LatencyModel, Step
+from nemodiff_trt.runtime.planner.calibrate import StepTimer, measure_steps
 from nemodiff_trt.runtime.planner.roofline import predicted_latency
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.simulator import (
@@ -57,6 +58,10 @@ BLOCK_LENGTH, MAX_BATCH_SIZE, MAX_SEQ_LEN, PREFILL_CHUNK = 16, 8, 512, 64
 UTILIZATION = 0.6
 # Prompts that a long one is made of.
 NUM_PARTS = 8
+# The engine runs for so long, then step times are taken. A step behind other work is slower, so not after every one.
+BUSY_S = 0.1
+# Seconds of taking step times for one of the engine.
+CALIBRATION_SHARE = 3.0
 NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
 
 # B200: prompts and answers about as long as those the step times were taken at.
@@ -85,21 +90,26 @@ def prompts(tokenizer: Tokenizer, seed: int, count: int) -> Prompts:
 
 
 class Real:
-    """The engine, and requests with a text of their category."""
+    """The engine, and requests with a text of their category, on a clock that runs while the engine does."""
 
     def __init__(self, session: OnnxRuntimeSession, tokenizer: Tokenizer) -> None:
         self._session, self._tokenizer = session, tokenizer
         self.stats: dict[str, Any] = {}
+        self._busy_s = 0.0
 
-    def run(self, trace: Sequence[TraceRequest], texts: Sequence[list[int]]) -> list[Outcome]:
-        """Submit every request when it is due, and step."""
+    def run(
+        self, trace: Sequence[TraceRequest], texts: Sequence[list[int]], pause: Callable[[float], None] | None = None
+    ) -> list[Outcome]:
+        """Submit every request when it is due, and step. Every now and then the clock stands still and `pause` is called.
+
+        It is told the seconds that the engine was busy since it was called last.
+        """
         engine = TriModeEngine(self._session, self._tokenizer, NO_REUSE)
         places: dict[int, int] = {}
         first: dict[int, float] = {}
         outcomes: dict[int, Outcome] = {}
-        start, sent = time.perf_counter(), 0
+        now, sent = 0.0, 0
         while sent < len(trace) or engine.has_work:
-            now = time.perf_counter() - start
             while sent < len(trace) and trace[sent].arrival_s <= now:
                 request = trace[sent]
                 block = BLOCK_LENGTH if request.mode is Mode.SELF_SPECULATION else None
@@ -109,17 +119,51 @@ class Real:
                 places[engine.submit(texts[sent], options, stream_text=False)] = sent
                 sent += 1
             if not engine.has_work:
-                time.sleep(max(0.0, trace[sent].arrival_s - (time.perf_counter() - start)))
+                now = trace[sent].arrival_s
                 continue
-            for reported in engine.step():
-                place, now = places[reported.request], time.perf_counter() - start
+            begin = time.perf_counter()
+            events = engine.step()
+            took = time.perf_counter() - begin
+            now += took
+            for reported in events:
+                place = places[reported.request]
                 if reported.event.token_ids:
                     first.setdefault(place, now)
                 if reported.event.result is not None:
                     new_tokens = len(reported.event.result.token_ids)
                     outcomes[place] = Outcome(trace[place].arrival_s, first[place], now, new_tokens)
+            self._busy_s += took
+            if pause is not None and self._busy_s >= BUSY_S:
+                pause(self._busy_s)
+                self._busy_s = 0.0
         self.stats = engine.stats()
         return [outcomes[place] for place in range(len(trace))]
+
+
+class Alongside:
+    """Takes step times while the engine pauses: `share` seconds of them for one of the engine's."""
+
+    def __init__(self, session: OnnxRuntimeSession, share: float) -> None:
+        self._timer, self._share = StepTimer(session), share
+        self._due: list[Step] = []
+        self._ahead_s = 0.0
+
+    def __call__(self, busy_s: float) -> None:
+        self._ahead_s -= self._share * busy_s
+        while self._ahead_s < 0:
+            begin = time.perf_counter()
+            self._time_one()
+            self._ahead_s += time.perf_counter() - begin
+
+    def latency(self) -> LatencyModel:
+        """Of what was measured; a round that was begun is finished first, and one at least."""
+        while self._due or not self._timer.num_rounds:
+            self._time_one()
+        return LatencyModel.calibrate("this CPU", self._timer.step_times())
+
+    def _time_one(self) -> None:
+        self._due = self._due or self._timer.next_round()
+        self._timer.time(self._due.pop())
 
 
 def requests_at_once(texts: Sequence[list[int]], mode: Mode, category: str, output_tokens: int = 64) -> list[TraceRequest]:
@@ -270,13 +314,15 @@ def main() -> None:
             latency=latency, limits=session.limits, acceptance=acceptance, block_length=BLOCK_LENGTH,
             engine=NO_REUSE, loop_cost=loop_cost,
         )  # fmt: skip
-        begin, num_simulated = time.perf_counter(), 0
-        seconds = 0.0
+        num_simulated, seconds = 0, 0.0
         for name, (trace, texts) in traces(prompts(tokenizer, TRACE_SEED, 400), deployment, arguments.num_requests).items():
+            alongside = Alongside(session, CALIBRATION_SHARE)
+            outcomes = real.run(trace, texts, alongside)
+            present = dataclasses.replace(deployment, latency=alongside.latency())
             begin = time.perf_counter()
-            simulated = simulate(trace, deployment)
+            simulated = simulate(trace, present)
             seconds, num_simulated = seconds + time.perf_counter() - begin, num_simulated + len(trace)
-            errors[name] = compare(name, summarize(real.run(trace, texts)), summarize(simulated), table)
+            errors[name] = compare(name, summarize(outcomes), summarize(simulated), table)
     console.print(table)
     targets = {
         "throughput_error": Target(max(abs(error["tokens/s"]) for error in errors.values()), at_most=0.10),

@@ -15,7 +15,7 @@ HALF_LIFE = 50.0
 # because a hope is corrected by the first cycles, while without any nothing would be learned.
 PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
 # What all requests know counts as so many cycles of a request's own.
-SHARED_CYCLES = 8.0
+SHARED_CYCLES = 4.0
 # Share of the newest in the mean length of answers.
 _NEWEST_ANSWER = 0.05
 

@@ -41,40 +41,63 @@ def steps_to_measure(session: Session) -> Iterator[Step]:
 def measure_steps(
     session: Session, num_repeats: int = NUM_REPEATS, clock: Callable[[], float] = time.perf_counter
 ) -> list[StepTime]:
-    """Time of every step of `steps_to_measure`, as a loop that runs all of them would see it.
+    """Time of every step of `steps_to_measure`, see `StepTimer`; a step of middling time takes `num_repeats` turns."""
+    timer = StepTimer(session, clock)
+    for _ in range(num_repeats):
+        for step in timer.next_round():
+            timer.time(step)
+    return timer.step_times()
+
+
+class StepTimer:
+    """Takes the times of all steps as a loop that runs them sees them.
 
     The order is random, and every step runs twice in a row, because a step runs faster after one like it: in a loop some do and
     some do not. A quick step takes more turns than a slow one. Whatever else the machine does makes single runs several times
     slower; so a step is as long as its median runs, and what slow runs add in all is added to every step in proportion: they
-    belong to what a loop sees, and to no step. `clock` is in seconds.
+    belong to what a loop sees, and to no step.
     """
-    cache = session.create_cache(session.limits.max_batch_size)
-    generator = np.random.default_rng(0)
-    steps = list(steps_to_measure(session))
 
-    def run_twice(step: Step) -> tuple[float, float]:
-        ids = generator.integers(0, session.model.vocab_size, (step.batch, step.step))
-        rows = cache.rows(0, step.batch)
-        rows.length[:] = _histories(step, session.limits.cache_capacity)
+    def __init__(self, session: Session, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Run every step twice, which allocates, binds and warms up. `clock` is in seconds."""
+        self._session, self._clock = session, clock
+        self._cache = session.create_cache(session.limits.max_batch_size)
+        self._generator = np.random.default_rng(0)
+        self.num_rounds = 0
+        self._steps = list(steps_to_measure(session))
+        self._turns = _turns({step: self._run_twice(step)[1] for step in self._steps})
+        self._seconds: dict[Step, list[tuple[float, float]]] = {step: [] for step in self._steps}
+
+    def next_round(self) -> list[Step]:
+        """Steps of the next round, in a random order. Each is in the first, slow ones are not in every other."""
+        due = []
+        for step, turns in self._turns.items():
+            due += [step] * (ceil((self.num_rounds + 1) * turns) - ceil(self.num_rounds * turns))
+        self.num_rounds += 1
+        found: list[Step] = self._generator.permutation(np.array(due, object)).tolist()
+        return found
+
+    def time(self, step: Step) -> None:
+        """Let a step take a turn."""
+        self._seconds[step].append(self._run_twice(step))
+
+    def step_times(self) -> list[StepTime]:
+        """Of every step, which had a turn at least."""
+        typical = {step: float(np.median(times, axis=0).mean()) for step, times in self._seconds.items()}
+        measured_s = sum(float(np.sum(times)) for times in self._seconds.values())
+        added = measured_s / sum(2 * len(times) * typical[step] for step, times in self._seconds.items())
+        return [StepTime(step, typical[step] * added * 1e3) for step in self._steps]
+
+    def _run_twice(self, step: Step) -> tuple[float, float]:
+        ids = self._generator.integers(0, self._session.model.vocab_size, (step.batch, step.step))
+        rows = self._cache.rows(0, step.batch)
+        rows.length[:] = _histories(step, self._session.limits.cache_capacity)
         last_index = np.full(step.batch, step.step - 1) if step.role is Role.PREFILL else None
-        times = [clock()]
+        times = [self._clock()]
         for _ in range(2):
-            session.run(step.role, ids, rows, last_index)
-            times.append(clock())
+            self._session.run(step.role, ids, rows, last_index)
+            times.append(self._clock())
         return times[1] - times[0], times[2] - times[1]
-
-    # The first round allocates, binds and warms up.
-    warm = {step: run_twice(step)[1] for step in steps}
-    turns = _turns(warm)
-    seconds: dict[Step, list[tuple[float, float]]] = {step: [] for step in steps}
-    for repeat in range(num_repeats):
-        due = [step for step in steps for _ in range(ceil((repeat + 1) * turns[step]) - ceil(repeat * turns[step]))]
-        for step in generator.permutation(np.array(due, object)):
-            seconds[step].append(run_twice(step))
-    typical = {step: float(np.median(times, axis=0).mean()) for step, times in seconds.items()}
-    num_pairs = {step: len(times) for step, times in seconds.items()}
-    added = sum(map(np.sum, seconds.values())) / sum(2 * num_pairs[step] * typical[step] for step in steps)
-    return [StepTime(step, float(typical[step] * added) * 1e3) for step in steps]
 
 
 def _turns(seconds: Mapping[Step, float]) -> dict[Step, float]:
