@@ -24,7 +24,7 @@ from nemodiff_trt.runtime.engine.slot_table import Move, SlotTable
 from nemodiff_trt.runtime.events import DecodeStep, RowStep
 from nemodiff_trt.runtime.learned_sampler import LearnedSampler
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import Policy
+from nemodiff_trt.runtime.planner import PlannedRequest, Policy
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
 from nemodiff_trt.runtime.rows.planned import PlannedRow
@@ -91,6 +91,7 @@ class TokenEngine:
         self._active: dict[int, _Request] = {}
         # Rows in mode auto, in the order of their slots; None once a request came, went or ended its prompt.
         self._planned: list[PlannedRow] | None = None
+        self._plans: list[PlannedRequest] = []
         # Ended while they waited.
         self._dropped: list[int] = []
         self._numbers = itertools.count()
@@ -216,10 +217,11 @@ class TokenEngine:
                 if isinstance(request.row, PlannedRow) and request.row.sequence.finish_reason is None:
                     request.row.request.slot = slot
                     self._planned.append(request.row)
+            self._plans = [row.request for row in self._planned]
         planned = self._planned
         if planned:
             history = sum(row.num_cached for row in planned) / len(planned)
-            policy.decide([row.request for row in planned], history, self.num_waiting)
+            policy.decide(self._plans, history, self.num_waiting)
             for row in planned:
                 row.follow()
 

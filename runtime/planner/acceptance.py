@@ -23,13 +23,15 @@ _NEWEST_ANSWER = 0.05
 class AcceptanceModel:
     """Conditional acceptance of positions 1 to `longest` - 1 of a block."""
 
-    __slots__ = ("_accepted", "_answer_tokens", "_decay", "_tried", "num_observed")
+    __slots__ = ("_accepted", "_answer_tokens", "_decay", "_new", "_tried", "num_observed")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
         self._decay = 0.5 ** (1 / half_life)
         self._tried = np.full(longest - 1, prior_cycles)
         self._accepted = np.full(longest - 1, prior_cycles * PRIOR_SHARE)
+        # Cycles since the counts were used last: positions that were tried, and accepted.
+        self._new: list[tuple[int, int]] = []
         self.num_observed = 0
         self._answer_tokens: float | None = None
 
@@ -41,11 +43,7 @@ class AcceptanceModel:
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
         self.num_observed += 1
-        tried = min(accepted + 1, block_length - 1)
-        for counts in (self._tried, self._accepted):
-            counts[:tried] *= self._decay
-        self._tried[:tried] += 1
-        self._accepted[:accepted] += 1
+        self._new.append((min(accepted + 1, block_length - 1), accepted))
 
     def observe_answer(self, num_tokens: int) -> None:
         """Take in an answer that ended after so many tokens."""
@@ -70,8 +68,24 @@ class AcceptanceModel:
         """
         if known is None:
             known, known_cycles = self, 0.0
+        known._count()
+        self._count()
         shares: np.ndarray = (self._accepted + known_cycles * known._accepted / known._tried) / (self._tried + known_cycles)
         return shares
+
+    def _count(self) -> None:
+        """Take the new cycles into the counts, in their order: each halves what is older a little where it tried."""
+        if not self._new:
+            return
+        positions = np.arange(self.longest - 1)
+        num_tried, num_accepted = np.array(self._new).T[..., None]
+        self._new.clear()
+        tried, accepted = positions < num_tried, positions < num_accepted
+        num_later = np.cumsum(tried[::-1], axis=0)[::-1] - tried
+        weights = tried * self._decay**num_later
+        fading = self._decay ** tried.sum(axis=0)
+        self._tried = self._tried * fading + weights.sum(axis=0)
+        self._accepted = self._accepted * fading + (weights * accepted).sum(axis=0)
 
     def tokens(self, block_length: int) -> float:
         """Expected tokens of a cycle, the verifier's own included."""

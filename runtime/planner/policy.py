@@ -21,18 +21,19 @@ from nemodiff_trt.vocabulary import Objective, Role
 
 # A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
 MIN_GAIN = 0.02
-# So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong.
+# So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong; and two
+# groups than one, because the best of many cuts owes something to chance.
 MIN_GAIN_OVER_AR = 0.05
-# Cycles a choice stands for while the requests stay the same: choosing takes time as well. The longer ones are for a loop in
-# which nothing drafts, where only step times are news.
-DECIDE_CYCLES, QUIET_CYCLES = 4, 32
+# Cycles a choice stands for, because choosing takes time as well: where something drafted since; where requests came or went
+# and nothing drafts; and where nothing is new but step times.
+DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 32
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
-PROBE_CYCLES = 128
+PROBE_CYCLES = 256
 # How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
 # way that did not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.85, 3
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.9, 3
 # After so many cycles, what did not run since is a little less known.
-AGE_CYCLES = 256
+AGE_CYCLES = 1024
 # One in so many cycles tells how long its runs took.
 WATCH_CYCLES = 4
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
@@ -55,6 +56,7 @@ class Policy:
         "_candidates",
         "_clock",
         "_cycles",
+        "_has_changed",
         "_is_settled",
         "_latency",
         "_lengths",
@@ -66,7 +68,7 @@ class Policy:
         "_num_known",
         "_objective",
         "_places",
-        "_slots",
+        "_requests",
         "_speeds",
         "_tables",
         "_trial",
@@ -104,7 +106,8 @@ class Policy:
         self._objective = objective
         self._clock = clock
         self._cycles = self._num_known = 0
-        self._slots: list[int] = []
+        self._requests: Sequence[PlannedRequest] = ()
+        self._has_changed = False
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
         self._num_cycles: dict[int, int] = {}
@@ -159,7 +162,8 @@ class Policy:
         """Set the next cycle of every request.
 
         Args:
-            requests: of the loop that leave the choice to this policy; at least one.
+            requests: of the loop that leave the choice to this policy; at least one. The same sequence as before stands for the
+                same requests in the same slots.
             history: cached tokens, the mean of these requests.
             num_waiting: requests that wait for a slot.
         """
@@ -168,7 +172,7 @@ class Policy:
             self._loop_times.age()
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
-            self._is_settled = False
+            self._num_known, self._has_changed, self._is_settled = self.acceptance.num_observed, False, False
         is_repeat = self._is_settled
         if not self._is_settled:
             for request in requests:
@@ -204,25 +208,24 @@ class Policy:
 
         Until then those that came decode as most others do.
         """
-        slots = [request.slot for request in requests]
-        fresh = [request for request in requests if request.choice is None]
-        if fresh and len(fresh) == len(requests):
-            is_due = True
-        else:
-            has_changed = bool(fresh) or slots != self._slots or self.acceptance.num_observed != self._num_known
-            is_due = self._cycles % (DECIDE_CYCLES if has_changed else QUIET_CYCLES) == 0
-            if fresh and not is_due:
+        is_new = requests is not self._requests
+        if is_new:
+            fresh = [request for request in requests if request.choice is None]
+            if fresh and len(fresh) < len(requests):
                 self._follow_the_others(fresh, requests)
-        if is_due:
-            self._slots, self._num_known = slots, self.acceptance.num_observed
-        return is_due
+            self._requests, self._is_settled = requests, False
+            self._has_changed = True
+            if len(fresh) == len(requests):
+                return True
+        has_drafted = self.acceptance.num_observed != self._num_known
+        cycles = DRAFTING_CYCLES if has_drafted else ARRIVAL_CYCLES if self._has_changed else QUIET_CYCLES
+        return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
         choices = [request.choice for request in requests if request.choice is not None]
         most = max(choices, key=choices.count)
         for request in fresh:
             request.choice = most
-        self._is_settled = False
 
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
@@ -230,35 +233,47 @@ class Policy:
     def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> None:
         shares = np.stack([request.shares() for request in requests])
         tokens = self.acceptance.kept(expected_tokens(shares, self._lengths))
-        count, slots = len(requests), [request.slot for request in requests]
+        slots = [request.slot for request in requests]
         cost = self._cost_table(max(slots) - min(slots) + 1, history)
-        order = np.argsort(tokens[:, -1], kind="stable")
-        # Candidates [first, second, size of the first group]: the hardest texts go first.
-        below = _summed(_worth(tokens[order], objective))
+        worth = _worth(tokens, objective)
+        self._speeds = _speed(worth.sum(axis=0), _runs_ms(cost, [slots])[:, 0], len(requests), objective)
+        place = int(self._speeds.argmax())
+        if self._speeds[place] < (1 + self._min_gain_over_ar) * self._speeds[0]:
+            place = 0
+        speed, best = self._speeds[place], [self._candidates[place]] * len(requests)
+        if len(requests) > 1:
+            split_speed, split = self._best_split(np.argsort(tokens[:, -1], kind="stable"), worth, cost, slots, objective)
+            if split_speed > (1 + self._min_gain_over_ar) * speed:
+                speed, best = split_speed, split
+        if speed > (1 + self._min_gain) * self._standing_speed(requests, best, worth, cost, objective):
+            _log.debug("%d requests, %s: %s", len(requests), objective, best)
+            for request, choice in zip(requests, best, strict=True):
+                request.choice = choice
+
+    def _best_split(
+        self, order: np.ndarray, worth: np.ndarray, cost: np.ndarray, slots: Sequence[int], objective: Objective
+    ) -> tuple[float, list[Choice]]:
+        """The best two groups, cut from the requests in `order`: their speed, and the choice of every request."""
+        count, ordered = len(order), [slots[place] for place in order.tolist()]
+        # Candidates [first, second, size of the first group].
+        below = _summed(worth[order])
         above = below[:, -1:] - below
-        ordered = [slots[place] for place in order.tolist()]
         below_ms = _runs_ms(cost, [ordered[:cut] for cut in range(count + 1)])
         above_ms = _runs_ms(cost, [ordered[cut:] for cut in range(count + 1)])
         speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
-        self._speeds = speeds[0, :, 0].copy()
         # Two groups that decode alike are one.
         speeds[self._alike, self._alike, 1:] = 0.0
         first, second, cut = np.unravel_index(speeds.argmax(), speeds.shape)
-        if speeds[first, second, cut] < (1 + self._min_gain_over_ar) * speeds[0, 0, 0]:
-            first, second, cut = np.intp(0), np.intp(0), np.intp(0)
-        chosen = [self._candidates[first if place < cut else second] for place in range(count)]
-        best = dict(zip(order.tolist(), chosen, strict=True))
-        if speeds[first, second, cut] > (1 + self._min_gain) * self._standing_speed(requests, best, tokens, cost, objective):
-            _log.debug("%d requests, %s: %d decode with %s, %d with %s", count, objective, cut,
-                       self._candidates[first], count - cut, self._candidates[second])  # fmt: skip
-            for place, request in enumerate(requests):
-                request.choice = best[place]
+        best = [self._candidates[second]] * count
+        for place in order[:cut].tolist():
+            best[place] = self._candidates[first]
+        return float(speeds[first, second, cut]), best
 
     def _standing_speed(
         self,
         requests: Sequence[PlannedRequest],
-        best: dict[int, Choice],
-        tokens: np.ndarray,
+        best: Sequence[Choice],
+        worth: np.ndarray,
         cost: np.ndarray,
         objective: Objective,
     ) -> float:
@@ -268,13 +283,13 @@ class Policy:
             if request.choice is None:
                 request.choice = best[place]
             places.append(self._places[request.choice.block_length])
-        worth = _worth(tokens, objective)[np.arange(len(places)), places].sum()
+        own_worth = worth[np.arange(len(places)), places].sum()
         groups: dict[int, list[int]] = {}
         for place, request in zip(places, requests, strict=True):
             groups.setdefault(place, []).append(request.slot)
         runs_ms = _runs_ms(cost, list(groups.values()))
         ms = sum(float(runs_ms[place, group]) for group, place in enumerate(groups))
-        return float(_speed(worth, ms, len(places), objective))
+        return float(_speed(own_worth, ms, len(places), objective))
 
     def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
         """Let a request that does not draft do so for one cycle, by itself, if it is time."""
@@ -289,7 +304,8 @@ class Policy:
     def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
         """Let all requests decode as few cycles did yet, if it is time and there is such a way."""
         if self._cycles % TRIAL_CYCLES == 0 and self._loop_times.has_runs:
-            num_runs = self._loop_times.num_runs(max(self._slots) - min(self._slots) + 1)
+            slots = [request.slot for request in requests]
+            num_runs = self._loop_times.num_runs(max(slots) - min(slots) + 1)
             worth_trying = (num_runs < MIN_KNOWN_CYCLES) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
             if worth_trying.any():
                 self._trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]

@@ -110,6 +110,16 @@ class TestAcceptance:
             right = sum(share**index for index in range(block))
             assert model.tokens(block) == pytest.approx(right, rel=0.06)
 
+    @given(st.lists(st.tuples(st.integers(2, 8), st.integers(0, 7)), max_size=12), st.integers(0, 12))
+    def test_when_it_is_asked_changes_nothing(self, cycles: list[tuple[int, int]], asked: int) -> None:
+        models = AcceptanceModel(8, half_life=3.0), AcceptanceModel(8, half_life=3.0)
+        for number, (block, accepted) in enumerate(cycles):
+            for model in models:
+                model.observe(block, min(accepted, block - 1))
+            if number == asked:
+                models[0].shares()
+        np.testing.assert_allclose(models[0].shares(), models[1].shares(), rtol=1e-12)
+
     def test_forgets_an_easy_text(self) -> None:
         model = AcceptanceModel(16)
         for _ in range(500):
