@@ -40,6 +40,12 @@ class AcceptanceModel:
         """Tokens of the longest block."""
         return len(self._tried) + 1
 
+    @property
+    def num_cycles(self) -> float:
+        """Cycles that are known, older ones less."""
+        self._count()
+        return float(self._tried[0])
+
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
         self.num_observed += 1

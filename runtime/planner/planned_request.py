@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel
+from nemodiff_trt.runtime.planner.acceptance import SHARED_CYCLES, AcceptanceModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class PlannedRequest:
         choice: how to decode, None before the first decision.
         next_cycle: `choice`, or a probe instead of it.
         slot: of the cache.
+        last_accepted: drafts that were right in the last cycle that drafted.
         own: acceptance of this request, from nothing.
     """
 
@@ -36,6 +37,7 @@ class PlannedRequest:
     choice: Choice | None = None
     next_cycle: Choice = Choice(1)
     slot: int = 0
+    last_accepted: int = field(default=0, init=False)
     own: AcceptanceModel = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,12 +45,18 @@ class PlannedRequest:
 
     def observe(self, accepted: int) -> None:
         """Take in the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
+        self.last_accepted = accepted
         for model in (self.own, self.shared):
             model.observe(self.next_cycle.block_length, accepted)
 
     def end(self, num_tokens: int) -> None:
         """The answer ended, with so many tokens."""
         self.shared.observe_answer(num_tokens)
+
+    @property
+    def num_cycles(self) -> float:
+        """Cycles that `shares` comes from, older ones less: a measure of how much it may err."""
+        return SHARED_CYCLES + self.own.num_cycles
 
     def shares(self) -> np.ndarray:
         """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""

@@ -6,6 +6,7 @@ All candidates are lossless, so a choice never changes an answer, only its speed
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,25 +14,27 @@ import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel
-from nemodiff_trt.runtime.planner.loop_times import LoopTimes
+from nemodiff_trt.runtime.planner.loop_times import KNOWN_RUNS, LoopTimes
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing.
-MIN_GAIN = 0.02
+# A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing. The
+# fewer cycles they come from, the more they err: `NOISE` over the square root of the cycles is added.
+MIN_GAIN, NOISE = 0.02, 0.25
 # So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong; and two
 # groups than one, because the best of many cuts owes something to chance.
 MIN_GAIN_OVER_AR = 0.05
 # Cycles a choice stands for, because choosing takes time as well: where something drafted since; where requests came or went
 # and nothing drafts; and where nothing is new but step times.
-DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 32
-# Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting.
-PROBE_CYCLES = 256
+DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 4, 16, 32
+# Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting. All do
+# for a few cycles if it has so many times the tokens that would make it pay for all.
+PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 # How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
 # way that did not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED, MIN_KNOWN_CYCLES = 32, 4, 0.9, 3
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED = 32, 4, 0.85
 # After so many cycles, what did not run since is a little less known.
 AGE_CYCLES = 1024
 # One in so many cycles tells how long its runs took.
@@ -64,14 +67,18 @@ class Policy:
         "_max_batch",
         "_min_gain",
         "_min_gain_over_ar",
+        "_noise",
         "_num_cycles",
         "_num_known",
         "_objective",
         "_places",
+        "_probed",
         "_requests",
         "_speeds",
         "_tables",
         "_trial",
+        "_trial_left",
+        "_usual",
         "_watched",
         "acceptance",
         "block_lengths",
@@ -88,6 +95,7 @@ class Policy:
         min_gain_over_ar: float = MIN_GAIN_OVER_AR,
         objective: Objective | None = None,
         clock: Callable[[], float] | None = None,
+        noise: float = NOISE,
     ) -> None:
         """Start with the prior of acceptance.
 
@@ -100,18 +108,25 @@ class Policy:
             min_gain_over_ar: share by which drafting has to be better than decoding all requests autoregressively.
             objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
             clock: in seconds, to learn how long the cycles of the loop take; None to go by `latency` alone.
+            noise: added to `min_gain`, over the square root of the cycles that are known.
         """
         self._latency = latency
+        self._noise = noise
         self._min_gain, self._min_gain_over_ar = min_gain, min_gain_over_ar
         self._objective = objective
         self._clock = clock
         self._cycles = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
         self._has_changed = False
+        # How a request decodes that comes to an empty loop.
+        self._usual: Choice | None = None
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
         self._num_cycles: dict[int, int] = {}
         self._trial: Choice | None = None
+        self._trial_left = 0
+        # The request that drafts by itself in this cycle, how, and tokens of a cycle that make it promising.
+        self._probed: tuple[PlannedRequest, Choice, float] | None = None
         # Runs of the cycle that is watched, by candidate and rows, and its calibrated milliseconds.
         self._watched: tuple[list[tuple[int, int]], float] | None = None
         self._begin_s = 0.0
@@ -173,6 +188,7 @@ class Policy:
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
             self._num_known, self._has_changed, self._is_settled = self.acceptance.num_observed, False, False
+            self._usual = requests[-1].choice
         is_repeat = self._is_settled
         if not self._is_settled:
             for request in requests:
@@ -181,13 +197,13 @@ class Policy:
             self._num_cycles = _lengths_of(requests)
             self._is_settled = True
         num_cycles = self._num_cycles
-        last_trial = self._trial
-        if self.block_lengths and (self._probe(requests, history) or self._try_out(requests)):
+        is_trial = False
+        if self.block_lengths and (self._probe(requests, history) or (is_trial := self._try_out(requests))):
             num_cycles = _lengths_of(requests)
-            is_repeat = self._trial is not None and self._trial is last_trial
+            is_repeat = is_trial and self._trial_left < TRIAL_LENGTH - 1
             self._is_settled = False
         # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
-        is_watched = is_repeat and (self._trial is not None or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
+        is_watched = is_repeat and (is_trial or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
         self._watched = self._runs_of(requests, history) if is_watched and self._clock is not None else None
         for length, count in num_cycles.items():
             self.decisions[length] = self.decisions.get(length, 0) + count
@@ -211,7 +227,7 @@ class Policy:
         is_new = requests is not self._requests
         if is_new:
             fresh = [request for request in requests if request.choice is None]
-            if fresh and len(fresh) < len(requests):
+            if fresh:
                 self._follow_the_others(fresh, requests)
             self._requests, self._is_settled = requests, False
             self._has_changed = True
@@ -222,10 +238,11 @@ class Policy:
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
+        """Start as most requests decode, or did last. Without any before them, they start with what is best."""
         choices = [request.choice for request in requests if request.choice is not None]
-        most = max(choices, key=choices.count)
+        self._usual = max(choices, key=choices.count) if choices else self._usual
         for request in fresh:
-            request.choice = most
+            request.choice = self._usual
 
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
@@ -245,7 +262,9 @@ class Policy:
             split_speed, split = self._best_split(np.argsort(tokens[:, -1], kind="stable"), worth, cost, slots, objective)
             if split_speed > (1 + self._min_gain_over_ar) * speed:
                 speed, best = split_speed, split
-        if speed > (1 + self._min_gain) * self._standing_speed(requests, best, worth, cost, objective):
+        num_cycles = sum(request.num_cycles for request in requests)
+        min_gain = self._min_gain + self._noise / math.sqrt(num_cycles)
+        if speed > (1 + min_gain) * self._standing_speed(requests, best, worth, cost, objective):
             _log.debug("%d requests, %s: %s", len(requests), objective, best)
             for request, choice in zip(requests, best, strict=True):
                 request.choice = choice
@@ -298,24 +317,40 @@ class Policy:
         if off_turn or request.next_cycle.drafts:
             return False
         per_token = self._cost_table(1, history)[:, 1] / expected_tokens(request.shares(), self._lengths)
-        request.next_cycle = self._candidates[1 + int(per_token[1:].argmin())]
+        place = 1 + int(per_token[1:].argmin())
+        request.next_cycle = self._candidates[place]
+        all_together = self._cost_table(len(requests), history)[:, len(requests)]
+        self._probed = request, self._candidates[place], PROMISING * float(all_together[place] / all_together[0])
         return True
 
     def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
-        """Let all requests decode as few cycles did yet, if it is time and there is such a way."""
-        if self._cycles % TRIAL_CYCLES == 0 and self._loop_times.has_runs:
-            slots = [request.slot for request in requests]
-            num_runs = self._loop_times.num_runs(max(slots) - min(slots) + 1)
-            worth_trying = (num_runs < MIN_KNOWN_CYCLES) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
-            if worth_trying.any():
-                self._trial = self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())]
-        elif self._cycles % TRIAL_CYCLES == TRIAL_LENGTH:
-            self._trial = None
+        """Let all requests decode for a few cycles in a way that a probe found promising, or that few cycles decoded in yet."""
+        if not self._trial_left:
+            promising = self._promising()
+            self._trial = promising or self._untried(requests)
+            self._trial_left = 0 if self._trial is None else TRIAL_LENGTH if promising is None else PROMISING_LENGTH
         if self._trial is None:
             return False
+        self._trial_left -= 1
         for request in requests:
             request.next_cycle = self._trial
         return True
+
+    def _promising(self) -> Choice | None:
+        """What the last cycle probed, if so many tokens of every request would pay."""
+        if self._probed is None:
+            return None
+        (request, choice, needed), self._probed = self._probed, None
+        return choice if request.last_accepted + 1 >= needed else None
+
+    def _untried(self, requests: Sequence[PlannedRequest]) -> Choice | None:
+        """If it is time, what may be the fastest and is known the least."""
+        if self._cycles % TRIAL_CYCLES or not self._loop_times.has_runs:
+            return None
+        slots = [request.slot for request in requests]
+        num_runs = self._loop_times.num_runs(max(slots) - min(slots) + 1)
+        worth_trying = (num_runs < KNOWN_RUNS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
+        return self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())] if worth_trying.any() else None
 
     def _cost_table(self, batch: int, history: float) -> np.ndarray:
         """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""

@@ -187,10 +187,10 @@ class TestPolicy:
         loop.run(requests, 10)
         assert lengths(requests) == [4]
         # A device that is slower in all it does is no reason to change; drafts that are, are.
-        for draft_ratio, expected in ((2.0, 4), (8.0, 1)):
+        for draft_ratio, drafts in ((2.0, True), (8.0, False)):
             loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
             loop.run(requests, 200)
-            assert lengths(requests) == [expected]
+            assert requests[0].next_cycle.drafts == drafts
 
     def test_one_interrupted_cycle_changes_nothing(self) -> None:
         loop = Loop(device(5.0, 0.02))
@@ -283,6 +283,22 @@ class TestPolicy:
         assert chosen.count(1) == 600 - 600 // PROBE_CYCLES
         assert policy.decisions == {1: chosen.count(1), 4: 600 // PROBE_CYCLES}
 
+    def test_notices_that_texts_became_easy(self) -> None:
+        policy = Policy(device(5.0, 0.02), [4, 8], 32, 2048)
+        planned(policy, 0, cycles=3000)
+        requests = planned(policy, 0, 0, 0, cycles=0)
+        drafting_since = None
+        for cycle in range(2 * PROBE_CYCLES):
+            policy.decide(requests, 0.0)
+            for request in requests:
+                if request.next_cycle.drafts:
+                    request.observe(request.next_cycle.block_length - 1)
+            if all(request.choice == Choice(8) for request in requests):
+                drafting_since = drafting_since or cycle
+        # The first probe is enough.
+        assert drafting_since is not None
+        assert drafting_since < PROBE_CYCLES + 20
+
     @settings(deadline=None, max_examples=60)
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
@@ -316,7 +332,7 @@ def test_auto_gives_the_tokens_of_ar_whatever_it_chooses(seed: int, accuracy: fl
     text = random_text(seed)
     session = ScriptedSession(text, guess_from(text, seed, accuracy), LIMITS)
     # Probes are rare, so a policy that changes its mind all the time shows more.
-    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, 2048, -0.5, -0.5)
+    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, 2048, -0.5, -0.5, noise=0.0)
     engine = TokenEngine(session, NO_REUSE, policy)
     requests = [Request((1, 30 + index), 4 + 5 * index, ignore_eos=True) for index in range(6)]
     sequences: list[Sequence] = []
