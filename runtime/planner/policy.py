@@ -26,9 +26,9 @@ MIN_GAIN, NOISE = 0.02, 0.25
 # So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong; and two
 # groups than one, because the best of many cuts owes something to chance.
 MIN_GAIN_OVER_AR = 0.05
-# Cycles a choice stands for, because choosing takes time as well: where something drafted since; where requests came or went
-# and nothing drafts; and where nothing is new but step times.
-DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 4, 16, 32
+# Cycles a choice stands for, because choosing takes time as well: where something drafted since; where nothing drafts and there
+# are more requests or fewer; and where nothing is new but step times.
+DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 4, 16, 64
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting. All do
 # for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
@@ -37,7 +37,7 @@ PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED = 32, 4, 0.85
 # After so many cycles, what did not run since is a little less known.
 AGE_CYCLES = 1024
-# One in so many cycles tells how long its runs took.
+# One in so many cycles without drafts tells how long it took, and all others do: watching takes time as well.
 WATCH_CYCLES = 4
 # Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
 _HISTORY_STEP = 32
@@ -59,7 +59,6 @@ class Policy:
         "_candidates",
         "_clock",
         "_cycles",
-        "_has_changed",
         "_is_settled",
         "_latency",
         "_lengths",
@@ -68,6 +67,7 @@ class Policy:
         "_min_gain",
         "_min_gain_over_ar",
         "_noise",
+        "_num_chosen",
         "_num_cycles",
         "_num_known",
         "_objective",
@@ -117,7 +117,8 @@ class Policy:
         self._clock = clock
         self._cycles = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
-        self._has_changed = False
+        # Requests at the last choice.
+        self._num_chosen = 0
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
@@ -187,7 +188,7 @@ class Policy:
             self._loop_times.age()
         if self._has_news(requests):
             self._choose(requests, history, self._objective_of(num_waiting))
-            self._num_known, self._has_changed, self._is_settled = self.acceptance.num_observed, False, False
+            self._num_known, self._num_chosen, self._is_settled = self.acceptance.num_observed, len(requests), False
             self._usual = requests[-1].choice
         is_repeat = self._is_settled
         if not self._is_settled:
@@ -203,7 +204,7 @@ class Policy:
             is_repeat = is_trial and self._trial_left < TRIAL_LENGTH - 1
             self._is_settled = False
         # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
-        is_watched = is_repeat and (is_trial or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
+        is_watched = is_repeat and (max(num_cycles) > 1 or is_trial or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
         self._watched = self._runs_of(requests, history) if is_watched and self._clock is not None else None
         for length, count in num_cycles.items():
             self.decisions[length] = self.decisions.get(length, 0) + count
@@ -230,11 +231,11 @@ class Policy:
             if fresh:
                 self._follow_the_others(fresh, requests)
             self._requests, self._is_settled = requests, False
-            self._has_changed = True
             if len(fresh) == len(requests):
                 return True
         has_drafted = self.acceptance.num_observed != self._num_known
-        cycles = DRAFTING_CYCLES if has_drafted else ARRIVAL_CYCLES if self._has_changed else QUIET_CYCLES
+        has_changed = len(requests) != self._num_chosen
+        cycles = DRAFTING_CYCLES if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:

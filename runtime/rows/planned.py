@@ -20,7 +20,18 @@ from nemodiff_trt.vocabulary import Role
 class PlannedRow:
     """Decodes as its `request` says."""
 
-    __slots__ = ("_choice", "_decider", "_mask_token_id", "_row", "moves", "request", "sequence")
+    __slots__ = (
+        "_choice",
+        "_decider",
+        "_mask_token_id",
+        "_row",
+        "moves",
+        "num_cached",
+        "request",
+        "role",
+        "sequence",
+        "step_length",
+    )
 
     def __init__(
         self, sequence: Sequence, num_cached: int, mask_token_id: int, decider: Decider, request: PlannedRequest
@@ -40,19 +51,7 @@ class PlannedRow:
         self._decider = decider
         self.request = request
         self._choice = Choice(1)
-        self._row: AutoregressiveRow | SelfSpeculationRow = AutoregressiveRow(sequence, num_cached, decider)
-
-    @property
-    def num_cached(self) -> int:
-        return self._row.num_cached
-
-    @property
-    def role(self) -> Role:
-        return self._row.role
-
-    @property
-    def step_length(self) -> int:
-        return self._row.step_length
+        self._take(AutoregressiveRow(sequence, num_cached, decider))
 
     def follow(self) -> None:
         """Decode as `request.next_cycle` says from now on. Called between two cycles."""
@@ -60,18 +59,24 @@ class PlannedRow:
         if choice is self._choice:
             return
         self._choice = choice
-        sequence, num_cached = self.sequence, self._row.num_cached
+        sequence, num_cached = self.sequence, self.num_cached
         if choice.drafts:
-            self._row = SelfSpeculationRow(sequence, num_cached, choice.block_length, self._mask_token_id, self._decider)
+            self._take(SelfSpeculationRow(sequence, num_cached, choice.block_length, self._mask_token_id, self._decider))
         else:
-            self._row = AutoregressiveRow(sequence, num_cached, self._decider)
+            self._take(AutoregressiveRow(sequence, num_cached, self._decider))
+
+    def _take(self, row: AutoregressiveRow | SelfSpeculationRow) -> None:
+        # Copies, because the loop asks for these many times in a cycle.
+        self._row: AutoregressiveRow | SelfSpeculationRow = row
+        self.role, self.step_length, self.num_cached = row.role, row.step_length, row.num_cached
 
     def fill(self, ids: np.ndarray) -> None:
         self._row.fill(ids)
 
     def absorb(self, output: RowOutput) -> RowStep:
-        role = self._row.role
+        role = self.role
         report = self._row.absorb(output)
+        self.role, self.step_length, self.num_cached = self._row.role, self._row.step_length, self._row.num_cached
         if self.sequence.finish_reason is not None:
             # The last cycle of an answer is cut, so it does not tell how far drafts are right.
             self.request.end(len(self.sequence.tokens))
