@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,9 @@ from nemodiff_trt.bundle.manifest import ENGINES_DIR
 from nemodiff_trt.contract import Limits, TensorSpec
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.passes.graph import NODE_VALUE, StepGraph
-from nemodiff_trt.plan_audit import PlanAudit
-from nemodiff_trt.plan_audit.audit import audit_texts
 from nemodiff_trt.plan_audit.bundle_audit import audit_engines
 from nemodiff_trt.plan_audit.engine_facts import EngineContext, engine_facts
-from nemodiff_trt.plan_audit.plan_texts import PlanTexts
+from nemodiff_trt.plan_audit.in_background import BackgroundAudits
 from nemodiff_trt.vocabulary import Role, Target
 
 _API_MODULES = {Target.TENSORRT_RTX: "tensorrt_rtx", Target.TENSORRT: "tensorrt"}
@@ -50,25 +47,25 @@ def build_tensorrt(build: BuildInput) -> BuiltEngines:
     options, stored = build.options, build.stored
     context = EngineContext(build.model, options.precision, options.limits, stored.layouts, stored.shapes, build.quantization)
     engines: dict[Role, RoleEngine] = {}
-    audits: dict[str, Future[PlanAudit]] = {}
     seconds: dict[str, float] = {}
-    # The compiler works on one core and outside of the interpreter: a plan is audited while the next one compiles.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan-audit") as auditing:
+    # A plan is audited while the next one compiles, which takes one core.
+    with BackgroundAudits() as audits:
         with build.clock.stage("compile plans", total=100 * len(plans)):
             for done, group in enumerate(plans):
                 started = time.perf_counter()
-                found, texts = _write_plan(
-                    api, build, group, PlanSource(build.graphs[group[-1]], constants.tensors, timings), done
-                )
+                source = PlanSource(build.graphs[group[-1]], constants.tensors, timings)
+                found = _write_plan(api, build, group, source, done)
                 engines |= found
                 first = next(role for role in build.graphs if role in group)
-                file = found[first].file
-                seconds[file] = round(time.perf_counter() - started, 3)
-                audits[file] = auditing.submit(audit_texts, texts, engine_facts(first, found[first], context))
+                seconds[found[first].file] = round(time.perf_counter() - started, 3)
+                audits.start(build.bundle_dir / found[first].file, engine_facts(first, found[first], context))
         engines = {role: engines[role] for role in build.graphs}
         with build.clock.stage("audit plans", total=len(engines)):
             audit = audit_engines(
-                lambda _, engine: audits[engine.file].result(), engines, context, build.clock.listener.advance
+                lambda _, engine: audits.result(build.bundle_dir / engine.file),
+                engines,
+                context,
+                build.clock.listener.advance,
             )
     report = {
         "engines": {
@@ -149,10 +146,8 @@ class PlanSource:
     timings: TimingCache | None
 
 
-def _write_plan(
-    api: Any, build: BuildInput, group: tuple[Role, ...], source: PlanSource, done: int
-) -> tuple[dict[Role, RoleEngine], PlanTexts]:
-    """Compile the plan of a group of roles; `done` plans are finished. What its audit needs of it comes along."""
+def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: PlanSource, done: int) -> dict[Role, RoleEngine]:
+    """Compile the plan of a group of roles; `done` plans are finished."""
     limits, graph = build.options.limits, source.graph
     profiles = tuple(profile for role in group for profile in step_profiles(role, limits))
     plugin_sm = _present_sm()[0] if build.options.plugins else None
@@ -168,11 +163,10 @@ def _write_plan(
     bound = tuple(name for name in names if name not in source.weights)
     constants = tuple(name for name in names if name in source.weights)
     scratch = _scratch(build, graph)
-    engines = {
+    return {
         role: RoleEngine(file, tuple(other for other in group if other is not role), profiles, bound, scratch, constants)
         for role in group
     }
-    return engines, PlanTexts.of(plan)
 
 
 def _scratch(build: BuildInput, graph: StepGraph) -> tuple[TensorSpec, ...]:

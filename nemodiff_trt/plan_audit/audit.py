@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from nemodiff_trt.plan_audit.facts import AuditPoint, StepFacts
 from nemodiff_trt.plan_audit.launches import attention_counts, gemm_counts, read_launches
@@ -29,11 +31,24 @@ def audit_plan(plan: bytes, facts: StepFacts) -> PlanAudit:
     Returns:
         Counts and bytes per profile and step, and findings. Nothing in it is measured: see docs/plan_audit.md for the limits.
     """
-    return audit_texts(PlanTexts.of(plan), facts)
+    return _audit(PlanTexts.of(plan), facts)
 
 
-def audit_texts(plan: PlanTexts, facts: StepFacts) -> PlanAudit:
-    """The same from what was read of the plan, which need not be in memory any more."""
+def audit_file(path: Path, facts: StepFacts) -> PlanAudit:
+    """The same of a file, most of which is never in memory at once.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return audit_plan(b"", facts)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            texts = PlanTexts.of(plan)
+    return _audit(texts, facts)
+
+
+def _audit(plan: PlanTexts, facts: StepFacts) -> PlanAudit:
     programs, problems = find_programs(plan)
     findings = list(_format_problems(programs, problems, facts))
     profiles = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemodiff_trt.bundle import Bundle, RoleEngine
-from nemodiff_trt.plan_audit.audit import audit_plan
+from nemodiff_trt.plan_audit.audit import audit_file
 from nemodiff_trt.plan_audit.engine_facts import EngineContext, engine_facts
 from nemodiff_trt.plan_audit.report import PlanAudit
 from nemodiff_trt.plan_audit.weight_memory import WeightMemory, weight_memory
@@ -78,6 +78,6 @@ def audit_bundle(bundle: Bundle) -> BundleAudit | None:
     context = EngineContext.of(manifest)
 
     def audit(role: Role, engine: RoleEngine) -> PlanAudit:
-        return audit_plan((bundle.path / engine.file).read_bytes(), engine_facts(role, engine, context))
+        return audit_file(bundle.path / engine.file, engine_facts(role, engine, context))
 
     return audit_engines(audit, manifest.roles, context)

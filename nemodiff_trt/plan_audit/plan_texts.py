@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 
 _START = b"header {"
 # A program is text; anything longer than this is not one.
@@ -30,12 +31,19 @@ class PlanTexts:
     num_host_copies: int
 
     @classmethod
-    def of(cls, plan: bytes) -> PlanTexts:
+    def of(cls, plan: bytes | mmap) -> PlanTexts:
         """Read a plan, all of it; any other bytes hold no text, or some that is no program."""
-        return cls(len(plan), tuple(_texts(plan)), plan.count(_HOST_COPY))
+        return cls(len(plan), tuple(_texts(plan)), _count(plan, _HOST_COPY))
 
 
-def _texts(plan: bytes) -> Iterator[PlanText]:
+def _count(plan: bytes | mmap, mark: bytes) -> int:
+    count, place = 0, plan.find(mark)
+    while place >= 0:
+        count, place = count + 1, plan.find(mark, place + len(mark))
+    return count
+
+
+def _texts(plan: bytes | mmap) -> Iterator[PlanText]:
     start = plan.find(_START)
     while start >= 0:
         body = start + len(_START)

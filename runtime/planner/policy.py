@@ -28,7 +28,7 @@ MIN_GAIN, NOISE = 0.02, 0.25
 MIN_GAIN_OVER_AR = 0.05
 # Cycles a choice stands for, because choosing takes time as well: where something drafted since; where nothing drafts and there
 # are more requests or fewer; and where nothing is new but step times.
-DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 4, 16, 64
+DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 64
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting. All do
 # for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
