@@ -1,4 +1,4 @@
-"""Audits in processes of their own, while the compiler works: it keeps the interpreter's lock all the time it compiles."""
+"""Audits in processes of their own, while the compiler works. A thread beside it in one process gains nothing."""
 
 from __future__ import annotations
 
