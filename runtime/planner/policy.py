@@ -6,26 +6,21 @@ All candidates are lossless, so a choice never changes an answer, only its speed
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
+from nemodiff_trt.runtime.planner.group_speeds import best_split, runs_ms, speed_of, worth_of
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel
 from nemodiff_trt.runtime.planner.loop_times import KNOWN_RUNS, LoopTimes
+from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# A change has to promise so much more to be made: predictions err, and groups of rows should not fall apart for nothing. The
-# fewer cycles they come from, the more they err: `NOISE` over the square root of the cycles is added.
-MIN_GAIN, NOISE = 0.02, 0.25
-# So much more than autoregressive decoding of all requests, whose speed depends on no acceptance that may be wrong; and two
-# groups than one, because the best of many cuts owes something to chance.
-MIN_GAIN_OVER_AR = 0.05
 # Cycles a choice stands for, because choosing takes time as well: where something drafted since; where nothing drafts and there
 # are more requests or fewer; and where nothing is new but step times.
 DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 64
@@ -54,7 +49,6 @@ class Policy:
     """
 
     __slots__ = (
-        "_alike",
         "_begin_s",
         "_candidates",
         "_clock",
@@ -63,10 +57,8 @@ class Policy:
         "_latency",
         "_lengths",
         "_loop_times",
+        "_margins",
         "_max_batch",
-        "_min_gain",
-        "_min_gain_over_ar",
-        "_noise",
         "_num_chosen",
         "_num_cycles",
         "_num_known",
@@ -91,11 +83,9 @@ class Policy:
         block_lengths: Sequence[int],
         longest: int,
         max_batch: int,
-        min_gain: float = MIN_GAIN,
-        min_gain_over_ar: float = MIN_GAIN_OVER_AR,
+        margins: Margins | None = None,
         objective: Objective | None = None,
         clock: Callable[[], float] | None = None,
-        noise: float = NOISE,
     ) -> None:
         """Start with the prior of acceptance.
 
@@ -104,15 +94,12 @@ class Policy:
             block_lengths: to choose from, beside autoregressive decoding.
             longest: block length of the engines.
             max_batch: rows of their largest batch.
-            min_gain: share by which another choice has to be better.
-            min_gain_over_ar: share by which drafting has to be better than decoding all requests autoregressively.
+            margins: by which a choice has to be better than another; None for the usual ones.
             objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
             clock: in seconds, to learn how long the cycles of the loop take; None to go by `latency` alone.
-            noise: added to `min_gain`, over the square root of the cycles that are known.
         """
         self._latency = latency
-        self._noise = noise
-        self._min_gain, self._min_gain_over_ar = min_gain, min_gain_over_ar
+        self._margins = margins or Margins()
         self._objective = objective
         self._clock = clock
         self._cycles = self._num_known = 0
@@ -132,7 +119,6 @@ class Policy:
         self._watched: tuple[list[tuple[int, int]], float] | None = None
         self._begin_s = 0.0
         self._candidates = tuple(map(Choice, (1, *block_lengths)))
-        self._alike = np.arange(len(self._candidates))
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
         self._speeds = np.zeros(len(self._candidates))
         self._lengths = np.array([choice.block_length for choice in self._candidates])
@@ -253,41 +239,22 @@ class Policy:
         tokens = self.acceptance.kept(expected_tokens(shares, self._lengths))
         slots = [request.slot for request in requests]
         cost = self._cost_table(max(slots) - min(slots) + 1, history)
-        worth = _worth(tokens, objective)
-        self._speeds = _speed(worth.sum(axis=0), _runs_ms(cost, [slots])[:, 0], len(requests), objective)
+        worth = worth_of(tokens, objective)
+        self._speeds = speed_of(worth.sum(axis=0), runs_ms(cost, [slots])[:, 0], len(requests), objective)
         place = int(self._speeds.argmax())
-        if self._speeds[place] < (1 + self._min_gain_over_ar) * self._speeds[0]:
+        if self._speeds[place] < (1 + self._margins.over_ar) * self._speeds[0]:
             place = 0
         speed, best = self._speeds[place], [self._candidates[place]] * len(requests)
         if len(requests) > 1:
-            split_speed, split = self._best_split(np.argsort(tokens[:, -1], kind="stable"), worth, cost, slots, objective)
-            if split_speed > (1 + self._min_gain_over_ar) * speed:
-                speed, best = split_speed, split
-        num_cycles = sum(request.num_cycles for request in requests)
-        min_gain = self._min_gain + self._noise / math.sqrt(num_cycles)
+            hardest_first = np.argsort(tokens[:, -1], kind="stable").tolist()
+            split_speed, places = best_split(hardest_first, worth, cost, slots, objective)
+            if split_speed > (1 + self._margins.over_ar) * speed:
+                speed, best = split_speed, [self._candidates[place] for place in places]
+        min_gain = self._margins.of_a_change(sum(request.num_cycles for request in requests))
         if speed > (1 + min_gain) * self._standing_speed(requests, best, worth, cost, objective):
             _log.debug("%d requests, %s: %s", len(requests), objective, best)
             for request, choice in zip(requests, best, strict=True):
                 request.choice = choice
-
-    def _best_split(
-        self, order: np.ndarray, worth: np.ndarray, cost: np.ndarray, slots: Sequence[int], objective: Objective
-    ) -> tuple[float, list[Choice]]:
-        """The best two groups, cut from the requests in `order`: their speed, and the choice of every request."""
-        count, ordered = len(order), [slots[place] for place in order.tolist()]
-        # Candidates [first, second, size of the first group].
-        below = _summed(worth[order])
-        above = below[:, -1:] - below
-        below_ms = _runs_ms(cost, [ordered[:cut] for cut in range(count + 1)])
-        above_ms = _runs_ms(cost, [ordered[cut:] for cut in range(count + 1)])
-        speeds = _speed(below[:, None] + above[None], below_ms[:, None] + above_ms[None], count, objective)
-        # Two groups that decode alike are one.
-        speeds[self._alike, self._alike, 1:] = 0.0
-        first, second, cut = np.unravel_index(speeds.argmax(), speeds.shape)
-        best = [self._candidates[second]] * count
-        for place in order[:cut].tolist():
-            best[place] = self._candidates[first]
-        return float(speeds[first, second, cut]), best
 
     def _standing_speed(
         self,
@@ -307,9 +274,9 @@ class Policy:
         groups: dict[int, list[int]] = {}
         for place, request in zip(places, requests, strict=True):
             groups.setdefault(place, []).append(request.slot)
-        runs_ms = _runs_ms(cost, list(groups.values()))
-        ms = sum(float(runs_ms[place, group]) for group, place in enumerate(groups))
-        return float(_speed(own_worth, ms, len(places), objective))
+        group_ms = runs_ms(cost, list(groups.values()))
+        ms = sum(float(group_ms[place, group]) for group, place in enumerate(groups))
+        return float(speed_of(own_worth, ms, len(places), objective))
 
     def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
         """Let a request that does not draft do so for one cycle, by itself, if it is time."""
@@ -380,32 +347,3 @@ def _lengths_of(requests: Sequence[PlannedRequest]) -> dict[int, int]:
         length = request.next_cycle.block_length
         found[length] = found.get(length, 0) + 1
     return found
-
-
-def _summed(values: np.ndarray) -> np.ndarray:
-    """Sums of the first 0 to R rows of `values` [R, C], float64 [C, R + 1]."""
-    found = np.zeros((values.shape[1], len(values) + 1))
-    np.cumsum(values.T, axis=1, out=found[:, 1:])
-    return found
-
-
-def _runs_ms(cost: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    """Milliseconds of a cycle of each group of slots, by candidate [C, groups]: rows between them may be computed along."""
-    sizes: list[int] = []
-    begins = []
-    for slots in groups:
-        begins.append(len(sizes))
-        # No slots are no run, of no rows.
-        sizes += [end - begin for begin, end in ranges(slots)] or [0]
-    found: np.ndarray = np.add.reduceat(cost[:, sizes], begins, axis=1)
-    return found
-
-
-def _worth(tokens: np.ndarray, objective: Objective) -> np.ndarray:
-    """What is added up over requests: tokens of a cycle, or cycles of a token."""
-    return tokens if objective is Objective.THROUGHPUT else 1 / tokens
-
-
-def _speed(worth: np.ndarray, ms: np.ndarray | float, count: int, objective: Objective) -> np.ndarray:
-    """Tokens per millisecond of `count` requests: their sum, or `count` times their harmonic mean."""
-    return (worth if objective is Objective.THROUGHPUT else count * count / worth) / ms

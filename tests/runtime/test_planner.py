@@ -26,6 +26,7 @@ from nemodiff_trt.runtime.planner import (
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps, steps_to_measure
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
+from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.planner.policy import PROBE_CYCLES
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.sequence import Sequence
@@ -215,14 +216,14 @@ class TestPolicy:
     def test_drafting_has_to_be_clearly_better_than_ar(self) -> None:
         chosen = []
         for over_ar in (0.0, 10.0):
-            policy = Policy(device(5.0, 0.02), [4, 8], 8, 16, min_gain_over_ar=over_ar)
+            policy = Policy(device(5.0, 0.02), [4, 8], 8, 16, Margins(over_ar=over_ar))
             requests = planned(policy, 7, 7)
             policy.decide(requests, 100.0)
             chosen.append(lengths(requests))
         assert chosen == [[8, 8], [1, 1]]
 
     def test_small_gains_do_not_change_a_choice(self) -> None:
-        policy = Policy(device(5.0, 0.02), [8, 16], 32, 2048, min_gain=1e9)
+        policy = Policy(device(5.0, 0.02), [8, 16], 32, 2048, Margins(change=1e9))
         requests = planned(policy, 12, 12)
         policy.decide(requests, 0.0)
         first = lengths(requests)
@@ -303,7 +304,9 @@ class TestPolicy:
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, 5))
-        policy = Policy(device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, 12, 0.0, 0.0)
+        policy = Policy(
+            device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, 12, Margins(0.0, 0.0, 0.0)
+        )
         slots = data.draw(st.permutations(range(12)))[:count]
         requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots]
         for request in requests:
@@ -332,7 +335,7 @@ def test_auto_gives_the_tokens_of_ar_whatever_it_chooses(seed: int, accuracy: fl
     text = random_text(seed)
     session = ScriptedSession(text, guess_from(text, seed, accuracy), LIMITS)
     # Probes are rare, so a policy that changes its mind all the time shows more.
-    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, 2048, -0.5, -0.5, noise=0.0)
+    policy = Policy(device(1.0, compute), [4, 8, 16, 32], 32, 2048, Margins(-0.5, 0.0, -0.5))
     engine = TokenEngine(session, NO_REUSE, policy)
     requests = [Request((1, 30 + index), 4 + 5 * index, ignore_eos=True) for index in range(6)]
     sequences: list[Sequence] = []
