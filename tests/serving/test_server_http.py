@@ -25,7 +25,7 @@ from support.gated_session import GatedSession
 from support.http_server import CHAT, COMPLETION, HttpServer, wait_until
 
 LIMITS = Limits(max_batch_size=2, max_seq_len=160, block_length=16, prefill_chunk=32)
-OPTIONS = ServerOptions(model_name="tiny", max_body_bytes=20_000, max_answers=4, read_timeout_s=0.5)
+OPTIONS = ServerOptions(model_name="tiny", max_body_bytes=20_000, max_answers=4, read_timeout_s=2.0)
 KEYED = ServerOptions(model_name="tiny", api_keys=("first", "secönd"), allowed_hosts=("127.0.0.1", "[::1]"))
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 LONG = {"prompt": "a", "mode": "ar", "max_tokens": 150}
