@@ -199,9 +199,7 @@ class Policy:
 
     def _runs_of(self, requests: Sequence[PlannedRequest], history: float) -> tuple[list[tuple[int, int]], float]:
         """Runs of the next cycle, by candidate and rows, and its calibrated milliseconds."""
-        groups: dict[int, list[int]] = {}
-        for request in requests:
-            groups.setdefault(self._places[request.next_cycle.block_length], []).append(request.slot)
+        groups = _slots_by(requests, [self._places[request.next_cycle.block_length] for request in requests])
         runs = [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
         calibrated = self._calibrated_table(history)
         return runs, float(sum(calibrated[run] for run in runs))
@@ -271,9 +269,7 @@ class Policy:
                 request.choice = best[place]
             places.append(self._places[request.choice.block_length])
         own_worth = worth[np.arange(len(places)), places].sum()
-        groups: dict[int, list[int]] = {}
-        for place, request in zip(places, requests, strict=True):
-            groups.setdefault(place, []).append(request.slot)
+        groups = _slots_by(requests, places)
         group_ms = runs_ms(cost, list(groups.values()))
         ms = sum(float(group_ms[place, group]) for group, place in enumerate(groups))
         return float(speed_of(own_worth, ms, len(places), objective))
@@ -346,4 +342,12 @@ def _lengths_of(requests: Sequence[PlannedRequest]) -> dict[int, int]:
     for request in requests:
         length = request.next_cycle.block_length
         found[length] = found.get(length, 0) + 1
+    return found
+
+
+def _slots_by(requests: Sequence[PlannedRequest], places: Sequence[int]) -> dict[int, list[int]]:
+    """Slots of the requests by the candidate of each."""
+    found: dict[int, list[int]] = {}
+    for place, request in zip(places, requests, strict=True):
+        found.setdefault(place, []).append(request.slot)
     return found

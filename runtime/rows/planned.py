@@ -76,7 +76,7 @@ class PlannedRow:
     def absorb(self, output: RowOutput) -> RowStep:
         role = self.role
         report = self._row.absorb(output)
-        self.role, self.step_length, self.num_cached = self._row.role, self._row.step_length, self._row.num_cached
+        self._take(self._row)
         if self.sequence.finish_reason is not None:
             # The last cycle of an answer is cut, so it does not tell how far drafts are right.
             self.request.end(len(self.sequence.tokens))
