@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from load_generator import BrokenStreamError, Call, Piece, RefusedError
 
@@ -20,9 +21,11 @@ class InProcessClient:
     async def stream(self, call: Call) -> AsyncGenerator[Piece, None]:
         try:
             options = GenerationOptions().changed(**call.options)
-            async for event in self._serving.stream(call.prompt, options):
-                reason = None if event.result is None else str(event.result.finish_reason)
-                yield Piece(event.text, len(event.token_ids), event.token_ids, reason)
+            # Left to the garbage collector, a stream would be cancelled only some time after its reader has left.
+            async with aclosing(self._serving.stream(call.prompt, options)) as events:
+                async for event in events:
+                    reason = None if event.result is None else str(event.result.finish_reason)
+                    yield Piece(event.text, len(event.token_ids), event.token_ids, reason)
         except (InvalidInputError, BusyError) as error:
             raise RefusedError(str(error)) from error
         except EngineStoppedError as error:

@@ -57,8 +57,8 @@ def test_an_engine_answers_as_it_does_alone(engine: TriModeEngine) -> None:
         async with AsyncTriModeEngine(engine) as serving:
             closed = await run_closed(InProcessClient(serving), calls, 8)
             opened = await run_open(InProcessClient(serving), calls)
-            stats = await serving.stats()
-            assert stats["active"] + stats["waiting"] == 0
+            # A request that was left keeps its row until the next step: a row that stays taken runs into the time limit.
+            await serving.drain(poll_s=0.001)
         return closed + opened
 
     outcomes = asyncio.run(asyncio.wait_for(main(), timeout=60))
