@@ -7,6 +7,8 @@ drafts at its beginning (third-party measurement of the 8B model: less than 0.05
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Cycles after which an observation counts half as much: texts change from easy to hard within an answer.
@@ -21,35 +23,39 @@ _NEWEST_ANSWER = 0.05
 
 
 class AcceptanceModel:
-    """Conditional acceptance of positions 1 to `longest` - 1 of a block."""
+    """Conditional acceptance of positions 1 to `longest` - 1 of a block.
 
-    __slots__ = ("_accepted", "_answer_tokens", "_decay", "_new", "_tried", "num_observed")
+    Attributes:
+        counts: cycles that tried a position, and that accepted it, older ones less; float64 [2, L - 1].
+        new_cycles: not in `counts` yet, oldest first: positions that were tried, and accepted. All at once they take less time.
+        decay: of what is older where a cycle tries.
+        num_observed: cycles ever.
+    """
+
+    __slots__ = ("_answer_tokens", "counts", "decay", "new_cycles", "num_observed")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
-        self._decay = 0.5 ** (1 / half_life)
-        self._tried = np.full(longest - 1, prior_cycles)
-        self._accepted = np.full(longest - 1, prior_cycles * PRIOR_SHARE)
-        # Cycles since the counts were used last: positions that were tried, and accepted.
-        self._new: list[tuple[int, int]] = []
+        self.decay = 0.5 ** (1 / half_life)
+        self.counts = np.outer([prior_cycles, prior_cycles * PRIOR_SHARE], np.ones(longest - 1))
+        self.new_cycles: list[tuple[int, int]] = []
         self.num_observed = 0
         self._answer_tokens: float | None = None
 
     @property
     def longest(self) -> int:
         """Tokens of the longest block."""
-        return len(self._tried) + 1
+        return self.counts.shape[1] + 1
 
     @property
     def num_cycles(self) -> float:
         """Cycles that are known, older ones less."""
-        self._count()
-        return float(self._tried[0])
+        return float(_counts_of([self])[0, 0, 0])
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
         self.num_observed += 1
-        self._new.append((min(accepted + 1, block_length - 1), accepted))
+        self.new_cycles.append((min(accepted + 1, block_length - 1), accepted))
 
     def observe_answer(self, num_tokens: int) -> None:
         """Take in an answer that ended after so many tokens."""
@@ -67,35 +73,46 @@ class AcceptanceModel:
         found: np.ndarray = tokens * self._answer_tokens / (self._answer_tokens + (tokens - 1) / 2)
         return found
 
-    def shares(self, known: AcceptanceModel | None = None, known_cycles: float = SHARED_CYCLES) -> np.ndarray:
-        """Share of accepted drafts at every position, float64 [longest - 1].
-
-        What `known` says counts as `known_cycles` cycles.
-        """
-        if known is None:
-            known, known_cycles = self, 0.0
-        known._count()
-        self._count()
-        shares: np.ndarray = (self._accepted + known_cycles * known._accepted / known._tried) / (self._tried + known_cycles)
-        return shares
-
-    def _count(self) -> None:
-        """Take the new cycles into the counts, in their order: each halves what is older a little where it tried."""
-        if not self._new:
-            return
-        positions = np.arange(self.longest - 1)
-        num_tried, num_accepted = np.array(self._new).T[..., None]
-        self._new.clear()
-        tried, accepted = positions < num_tried, positions < num_accepted
-        num_later = np.cumsum(tried[::-1], axis=0)[::-1] - tried
-        weights = tried * self._decay**num_later
-        fading = self._decay ** tried.sum(axis=0)
-        self._tried = self._tried * fading + weights.sum(axis=0)
-        self._accepted = self._accepted * fading + (weights * accepted).sum(axis=0)
+    def shares(self) -> np.ndarray:
+        """Share of accepted drafts at every position, float64 [L - 1]."""
+        tried, accepted = _counts_of([self])[0]
+        found: np.ndarray = accepted / tried
+        return found
 
     def tokens(self, block_length: int) -> float:
         """Expected tokens of a cycle, the verifier's own included."""
         return float(expected_tokens(self.shares(), np.array([block_length]))[0])
+
+
+def shares_of(models: Sequence[AcceptanceModel], known: AcceptanceModel, known_cycles: float = SHARED_CYCLES) -> np.ndarray:
+    """Share of accepted drafts by model and position, where what `known` says counts as `known_cycles` cycles of their own.
+
+    Returns:
+        float64 [R, L - 1].
+    """
+    counts = _counts_of(models)
+    found: np.ndarray = (counts[:, 1] + known_cycles * known.shares()) / (counts[:, 0] + known_cycles)
+    return found
+
+
+def _counts_of(models: Sequence[AcceptanceModel]) -> np.ndarray:
+    """Counts of models with one half life, their new cycles taken in; float64 [R, 2, L - 1]."""
+    counts = np.stack([model.counts for model in models])
+    most = max(len(model.new_cycles) for model in models)
+    if not most:
+        return counts
+    none = (0, 0)
+    new = np.array([[none] * (most - len(model.new_cycles)) + model.new_cycles for model in models])
+    # By model, cycle and position: whether it was tried, and accepted; and how many cycles tried it from this one on.
+    was = np.arange(counts.shape[2]) < new.transpose(2, 0, 1)[..., None]
+    num_tries = was[0, :, ::-1].cumsum(axis=1)[:, ::-1]
+    faded = models[0].decay ** np.arange(-1, most)
+    added = (was * faded[num_tries]).sum(axis=2)
+    counts = counts * (faded[num_tries[:, :1]] * models[0].decay) + added.transpose(1, 0, 2)
+    for model, own in zip(models, counts, strict=True):
+        model.new_cycles.clear()
+        model.counts = own
+    return counts
 
 
 def expected_tokens(shares: np.ndarray, block_lengths: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -16,94 +17,121 @@ from nemodiff_trt.runtime.planner.latency_model import LatencyModel, Step, StepT
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Role, Target
 
-# Roles that a choice is made between, and prefill, which a simulation needs as well.
-_ROLES = (Role.DECODE, Role.DRAFT, Role.VERIFY, Role.PREFILL)
 
-# Rounds, in which a step of middling time takes one turn.
+@dataclass(frozen=True, slots=True)
+class _Cycle:
+    """What a loop runs again and again.
+
+    Attributes:
+        roles: in their order.
+        num_runs: of the cycle, in a turn.
+        num_cold: of these, left out because only the first cycle after another kind runs like them.
+    """
+
+    roles: tuple[Role, ...]
+    num_runs: int
+    num_cold: int
+
+
+# A chunk of prefill comes between others, or behind one like it.
+_CYCLES = (_Cycle((Role.DECODE,), 5, 1), _Cycle((Role.DRAFT, Role.VERIFY), 3, 1), _Cycle((Role.PREFILL,), 2, 0))
+
+# Rounds, in which a cycle of middling time takes one turn.
 NUM_REPEATS = 8
 _FEWEST_TURNS, _MOST_TURNS = 0.25, 4.0
 
 
-def steps_to_measure(session: Session) -> Iterator[Step]:
+def cycles_to_measure(session: Session) -> Iterator[tuple[_Cycle, tuple[Step, ...]]]:
     """Powers of two of rows and step tokens up to what was built, with short and long histories."""
     limits = session.limits
     histories = sorted({max(1, limits.max_seq_len * share // 16) for share in (1, 2, 4, 8, 12)})
-    for role in _ROLES:
-        if role in session.roles:
-            longest = limits.longest_step(role)
-            steps = _powers(4, longest) if longest > 1 else [1]
-            for batch, step, history in itertools.product(_powers(1, limits.max_batch_size), steps, histories):
-                # A chunk of prefill may be as long as the cache.
-                if history + step <= limits.cache_capacity:
-                    yield Step(role, batch, step, float(history))
+    for cycle in _CYCLES:
+        roles = [role for role in cycle.roles if role in session.roles]
+        longest = max(map(limits.longest_step, roles), default=0)
+        lengths = _powers(4, longest) if longest > 1 else [1] * longest
+        for batch, length, history in itertools.product(_powers(1, limits.max_batch_size), lengths, histories):
+            # A chunk of prefill may be as long as the cache.
+            if history + length <= limits.cache_capacity:
+                yield cycle, tuple(Step(role, batch, length, float(history)) for role in roles)
 
 
 def measure_steps(
     session: Session, num_repeats: int = NUM_REPEATS, clock: Callable[[], float] = time.perf_counter
 ) -> list[StepTime]:
-    """Time of every step of `steps_to_measure`, see `StepTimer`; a step of middling time takes `num_repeats` turns."""
+    """Time of every step of `cycles_to_measure`, see `StepTimer`; a cycle of middling time takes `num_repeats` turns."""
     timer = StepTimer(session, clock)
     for _ in range(num_repeats):
-        for step in timer.next_round():
-            timer.time(step)
+        for turn in timer.next_round():
+            timer.time(turn)
     return timer.step_times()
 
 
 class StepTimer:
     """Takes the times of all steps as a loop that runs them sees them.
 
-    The order is random, and every step runs twice in a row, because a step runs faster after one like it: in a loop some do and
-    some do not. A quick step takes more turns than a slow one. Whatever else the machine does makes single runs several times
-    slower; so a step is as long as its median runs, and what slow runs add in all is added to every step in proportion: they
-    belong to what a loop sees, and to no step.
+    The order is random, and a turn runs a cycle a few times in a row, because a step runs faster after others like it: the
+    first decoding step after a block takes a quarter longer than those that follow. A quick cycle takes more turns than a slow
+    one. Whatever else the machine does makes single runs several times slower; so a step is as long as its median runs, and
+    what slow runs add in all is added to every step in proportion: they belong to what a loop sees, and to no step.
     """
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Run every step twice, which allocates, binds and warms up. `clock` is in seconds."""
+        """Run every cycle for a turn, which allocates, binds and warms up. `clock` is in seconds."""
         self._session, self._clock = session, clock
         self._cache = session.create_cache(session.limits.max_batch_size)
         self._generator = np.random.default_rng(0)
         self.num_rounds = 0
-        self._steps = list(steps_to_measure(session))
-        self._turns = _turns({step: self._run_twice(step)[1] for step in self._steps})
-        self._seconds: dict[Step, list[tuple[float, float]]] = {step: [] for step in self._steps}
+        self._cycles = list(cycles_to_measure(session))
+        self._shares = _shares([float(self._run(*cycle)[-1].sum()) for cycle in self._cycles])
+        # Of every cycle and turn, float64 [counted runs, steps].
+        self._seconds: list[list[np.ndarray]] = [[] for _ in self._cycles]
 
-    def next_round(self) -> list[Step]:
-        """Steps of the next round, in a random order. Each is in the first, slow ones are not in every other."""
+    def next_round(self) -> list[int]:
+        """Turns of the next round, in a random order. Each cycle has one in the first, slow ones have none in every other."""
         due = []
-        for step, turns in self._turns.items():
-            due += [step] * (ceil((self.num_rounds + 1) * turns) - ceil(self.num_rounds * turns))
+        for cycle, share in enumerate(self._shares):
+            due += [cycle] * (ceil((self.num_rounds + 1) * share) - ceil(self.num_rounds * share))
         self.num_rounds += 1
-        found: list[Step] = self._generator.permutation(np.array(due, object)).tolist()
+        found: list[int] = self._generator.permutation(due).tolist()
         return found
 
-    def time(self, step: Step) -> None:
-        """Let a step take a turn."""
-        self._seconds[step].append(self._run_twice(step))
+    def time(self, turn: int) -> None:
+        """Let a cycle have its turn."""
+        self._seconds[turn].append(self._run(*self._cycles[turn]))
 
     def step_times(self) -> list[StepTime]:
         """Of every step, which had a turn at least."""
-        typical = {step: float(np.median(times, axis=0).mean()) for step, times in self._seconds.items()}
-        measured_s = sum(float(np.sum(times)) for times in self._seconds.values())
-        added = measured_s / sum(2 * len(times) * typical[step] for step, times in self._seconds.items())
-        return [StepTime(step, typical[step] * added * 1e3) for step in self._steps]
+        typical = [np.median(turns, axis=0).mean(axis=0) for turns in self._seconds]
+        measured_s = sum(float(np.sum(turns)) for turns in self._seconds)
+        added = measured_s / sum(
+            len(turns) * len(turns[0]) * float(own.sum()) for turns, own in zip(self._seconds, typical, strict=True)
+        )
+        return [
+            StepTime(step, float(seconds) * added * 1e3)
+            for (_, steps), own in zip(self._cycles, typical, strict=True)
+            for step, seconds in zip(steps, own, strict=True)
+        ]
 
-    def _run_twice(self, step: Step) -> tuple[float, float]:
-        ids = self._generator.integers(0, self._session.model.vocab_size, (step.batch, step.step))
-        rows = self._cache.rows(0, step.batch)
-        rows.length[:] = _histories(step, self._session.limits.cache_capacity)
-        last_index = np.full(step.batch, step.step - 1) if step.role is Role.PREFILL else None
+    def _run(self, cycle: _Cycle, steps: Sequence[Step]) -> np.ndarray:
+        """Seconds of the steps of a turn without its cold runs, float64 [runs, steps]."""
+        limits = self._session.limits
+        rows = self._cache.rows(0, steps[0].batch)
+        rows.length[:] = _histories(steps[0], limits.cache_capacity)
+        ids = self._generator.integers(0, self._session.model.vocab_size, (steps[0].batch, steps[0].step))
+        last_index = np.full(steps[0].batch, steps[0].step - 1)
         times = [self._clock()]
-        for _ in range(2):
-            self._session.run(step.role, ids, rows, last_index)
-            times.append(self._clock())
-        return times[1] - times[0], times[2] - times[1]
+        for _ in range(cycle.num_runs):
+            for step in steps:
+                self._session.run(step.role, ids, rows, last_index if step.role is Role.PREFILL else None)
+                times.append(self._clock())
+        found: np.ndarray = np.diff(times).reshape(cycle.num_runs, len(steps))[cycle.num_cold :]
+        return found
 
 
-def _turns(seconds: Mapping[Step, float]) -> dict[Step, float]:
-    """Turns of every step in a round: one for a step of middling time, more or fewer so that all take about as long."""
-    middle = statistics.median(seconds.values())
-    return {step: min(max(middle / max(took, 1e-9), _FEWEST_TURNS), _MOST_TURNS) for step, took in seconds.items()}
+def _shares(seconds: Sequence[float]) -> list[float]:
+    """Turns of every cycle in a round: one for a cycle of middling time, more or fewer so that all take about as long."""
+    middle = statistics.median(seconds)
+    return [min(max(middle / max(took, 1e-9), _FEWEST_TURNS), _MOST_TURNS) for took in seconds]
 
 
 def device_name(target: Target) -> str:

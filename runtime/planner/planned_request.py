@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nemodiff_trt.runtime.planner.acceptance import SHARED_CYCLES, AcceptanceModel
+from nemodiff_trt.runtime.planner.acceptance import SHARED_CYCLES, AcceptanceModel, shares_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +60,5 @@ class PlannedRequest:
 
     def shares(self) -> np.ndarray:
         """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""
-        return self.own.shares(self.shared)
+        found: np.ndarray = shares_of([self.own], self.shared)[0]
+        return found

@@ -11,32 +11,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens
+from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens, shares_of
+from nemodiff_trt.runtime.planner.cycle_costs import CycleCosts
+from nemodiff_trt.runtime.planner.exploration import Exploration
 from nemodiff_trt.runtime.planner.group_speeds import best_split, runs_ms, speed_of, worth_of
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel
-from nemodiff_trt.runtime.planner.loop_times import KNOWN_RUNS, LoopTimes
 from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# Cycles a choice stands for, because choosing takes time as well: where something drafted since; where nothing drafts and there
-# are more requests or fewer; and where nothing is new but step times.
-DRAFTING_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 64
-# Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting. All do
-# for a few cycles if it has so many times the tokens that would make it pay for all.
-PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
-# How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
-# way that did not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED = 32, 4, 0.85
+# Cycles a choice stands for, because choosing takes time as well: where something drafted since, or did so once the same
+# requests were left as they are; where nothing drafts and there are more requests or fewer; and where nothing is new but step
+# times.
+DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 64
 # After so many cycles, what did not run since is a little less known.
 AGE_CYCLES = 1024
-# One in so many cycles without drafts tells how long it took, and all others do: watching takes time as well.
+# One in so many cycles tells how long it took: watching takes time as well.
 WATCH_CYCLES = 4
-# Cycles take longer with more tokens in the cache, slowly: times are predicted for multiples of so many tokens.
-_HISTORY_STEP = 32
-_MAX_TABLES = 256
 
 _log = logging.getLogger(__name__)
 
@@ -50,26 +43,19 @@ class Policy:
 
     __slots__ = (
         "_begin_s",
-        "_candidates",
         "_clock",
+        "_costs",
         "_cycles",
+        "_exploration",
+        "_is_confirmed",
         "_is_settled",
-        "_latency",
-        "_lengths",
-        "_loop_times",
         "_margins",
-        "_max_batch",
         "_num_chosen",
         "_num_cycles",
         "_num_known",
         "_objective",
-        "_places",
-        "_probed",
         "_requests",
         "_speeds",
-        "_tables",
-        "_trial",
-        "_trial_left",
         "_usual",
         "_watched",
         "acceptance",
@@ -98,7 +84,8 @@ class Policy:
             objective: None for latency while nobody waits for a slot, and throughput else: waiting is latency, too.
             clock: in seconds, to learn how long the cycles of the loop take; None to go by `latency` alone.
         """
-        self._latency = latency
+        self._costs = CycleCosts(latency, block_lengths, max_batch)
+        self._exploration = Exploration(self._costs) if block_lengths else None
         self._margins = margins or Margins()
         self._objective = objective
         self._clock = clock
@@ -110,22 +97,14 @@ class Policy:
         self._usual: Choice | None = None
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
+        # Whether the last choice, for the same requests, was as the one before.
+        self._is_confirmed = False
         self._num_cycles: dict[int, int] = {}
-        self._trial: Choice | None = None
-        self._trial_left = 0
-        # The request that drafts by itself in this cycle, how, and tokens of a cycle that make it promising.
-        self._probed: tuple[PlannedRequest, Choice, float] | None = None
         # Runs of the cycle that is watched, by candidate and rows, and its calibrated milliseconds.
         self._watched: tuple[list[tuple[int, int]], float] | None = None
         self._begin_s = 0.0
-        self._candidates = tuple(map(Choice, (1, *block_lengths)))
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
-        self._speeds = np.zeros(len(self._candidates))
-        self._lengths = np.array([choice.block_length for choice in self._candidates])
-        self._places = {choice.block_length: place for place, choice in enumerate(self._candidates)}
-        self._max_batch = max_batch
-        self._tables: dict[int, np.ndarray] = {}
-        self._loop_times = LoopTimes(len(self._candidates), max_batch)
+        self._speeds = np.zeros(len(self._costs.candidates))
         self.block_lengths = tuple(block_lengths)
         self.acceptance = AcceptanceModel(longest)
         # Cycles of requests by block length.
@@ -147,7 +126,7 @@ class Policy:
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
-        return float(self._cost_table(batch, history)[self._places[choice.block_length], batch])
+        return float(self._costs.table(batch, history)[self._costs.places[choice.block_length], batch])
 
     def end_cycle(self) -> None:
         """Take in how long the cycle took since `decide`, with all that the loop does for it.
@@ -158,7 +137,7 @@ class Policy:
             runs, calibrated_ms = self._watched
             ratio = 1e3 * (self._clock() - self._begin_s) / calibrated_ms
             for place, num_rows in runs if ratio > 0 else ():
-                self._loop_times.observe(place, num_rows, ratio)
+                self._costs.loop_times.observe(place, num_rows, ratio)
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
@@ -171,9 +150,9 @@ class Policy:
         """
         self._cycles += 1
         if self._cycles % AGE_CYCLES == 0:
-            self._loop_times.age()
+            self._costs.loop_times.age()
         if self._has_news(requests):
-            self._choose(requests, history, self._objective_of(num_waiting))
+            self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
             self._num_known, self._num_chosen, self._is_settled = self.acceptance.num_observed, len(requests), False
             self._usual = requests[-1].choice
         is_repeat = self._is_settled
@@ -183,15 +162,12 @@ class Policy:
                 request.next_cycle = request.choice
             self._num_cycles = _lengths_of(requests)
             self._is_settled = True
-        num_cycles = self._num_cycles
-        is_trial = False
-        if self.block_lengths and (self._probe(requests, history) or (is_trial := self._try_out(requests))):
-            num_cycles = _lengths_of(requests)
-            is_repeat = is_trial and self._trial_left < TRIAL_LENGTH - 1
+        num_cycles, is_due = self._num_cycles, self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1
+        if self._exploration is not None and self._exploration.steer(requests, history, self._speeds):
+            num_cycles, is_repeat, is_due = _lengths_of(requests), self._exploration.is_repeat, True
             self._is_settled = False
         # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
-        is_watched = is_repeat and (max(num_cycles) > 1 or is_trial or self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1)
-        self._watched = self._runs_of(requests, history) if is_watched and self._clock is not None else None
+        self._watched = self._runs_of(requests, history) if is_repeat and is_due and self._clock is not None else None
         for length, count in num_cycles.items():
             self.decisions[length] = self.decisions.get(length, 0) + count
         if self._watched is not None and self._clock is not None:
@@ -199,10 +175,9 @@ class Policy:
 
     def _runs_of(self, requests: Sequence[PlannedRequest], history: float) -> tuple[list[tuple[int, int]], float]:
         """Runs of the next cycle, by candidate and rows, and its calibrated milliseconds."""
-        groups = _slots_by(requests, [self._places[request.next_cycle.block_length] for request in requests])
+        groups = _slots_by(requests, [self._costs.places[request.next_cycle.block_length] for request in requests])
         runs = [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
-        calibrated = self._calibrated_table(history)
-        return runs, float(sum(calibrated[run] for run in runs))
+        return runs, self._costs.calibrated_ms(runs, history)
 
     def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
         """Whether to choose anew: from time to time drafts and step times are news, and other requests soon after they came.
@@ -214,12 +189,13 @@ class Policy:
             fresh = [request for request in requests if request.choice is None]
             if fresh:
                 self._follow_the_others(fresh, requests)
-            self._requests, self._is_settled = requests, False
+            self._requests, self._is_settled, self._is_confirmed = requests, False, False
             if len(fresh) == len(requests):
                 return True
         has_drafted = self.acceptance.num_observed != self._num_known
         has_changed = len(requests) != self._num_chosen
-        cycles = DRAFTING_CYCLES if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
+        drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
+        cycles = drafting_cycles if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
@@ -232,27 +208,31 @@ class Policy:
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
 
-    def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> None:
-        shares = np.stack([request.shares() for request in requests])
-        tokens = self.acceptance.kept(expected_tokens(shares, self._lengths))
+    def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> bool:
+        """Choose what promises most, and tell whether that is another choice."""
+        shares = shares_of([request.own for request in requests], self.acceptance)
+        tokens = self.acceptance.kept(expected_tokens(shares, self._costs.lengths))
         slots = [request.slot for request in requests]
-        cost = self._cost_table(max(slots) - min(slots) + 1, history)
+        cost = self._costs.table(max(slots) - min(slots) + 1, history)
         worth = worth_of(tokens, objective)
         self._speeds = speed_of(worth.sum(axis=0), runs_ms(cost, [slots])[:, 0], len(requests), objective)
         place = int(self._speeds.argmax())
         if self._speeds[place] < (1 + self._margins.over_ar) * self._speeds[0]:
             place = 0
-        speed, best = self._speeds[place], [self._candidates[place]] * len(requests)
+        candidates = self._costs.candidates
+        speed, best = self._speeds[place], [candidates[place]] * len(requests)
         if len(requests) > 1:
             hardest_first = np.argsort(tokens[:, -1], kind="stable").tolist()
             split_speed, places = best_split(hardest_first, worth, cost, slots, objective)
             if split_speed > (1 + self._margins.over_ar) * speed:
-                speed, best = split_speed, [self._candidates[place] for place in places]
+                speed, best = split_speed, [candidates[place] for place in places]
         min_gain = self._margins.of_a_change(sum(request.num_cycles for request in requests))
-        if speed > (1 + min_gain) * self._standing_speed(requests, best, worth, cost, objective):
-            _log.debug("%d requests, %s: %s", len(requests), objective, best)
-            for request, choice in zip(requests, best, strict=True):
-                request.choice = choice
+        if speed <= (1 + min_gain) * self._standing_speed(requests, best, worth, cost, objective):
+            return False
+        _log.debug("%d requests, %s: %s", len(requests), objective, best)
+        for request, choice in zip(requests, best, strict=True):
+            request.choice = choice
+        return True
 
     def _standing_speed(
         self,
@@ -267,73 +247,14 @@ class Policy:
         for place, request in enumerate(requests):
             if request.choice is None:
                 request.choice = best[place]
-            places.append(self._places[request.choice.block_length])
+            places.append(self._costs.places[request.choice.block_length])
+        if len(set(places)) == 1:
+            return float(self._speeds[places[0]])
         own_worth = worth[np.arange(len(places)), places].sum()
         groups = _slots_by(requests, places)
         group_ms = runs_ms(cost, list(groups.values()))
         ms = sum(float(group_ms[place, group]) for group, place in enumerate(groups))
         return float(speed_of(own_worth, ms, len(places), objective))
-
-    def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
-        """Let a request that does not draft do so for one cycle, by itself, if it is time."""
-        number, off_turn = divmod(self._cycles, PROBE_CYCLES)
-        request = requests[number % len(requests)]
-        if off_turn or request.next_cycle.drafts:
-            return False
-        per_token = self._cost_table(1, history)[:, 1] / expected_tokens(request.shares(), self._lengths)
-        place = 1 + int(per_token[1:].argmin())
-        request.next_cycle = self._candidates[place]
-        all_together = self._cost_table(len(requests), history)[:, len(requests)]
-        self._probed = request, self._candidates[place], PROMISING * float(all_together[place] / all_together[0])
-        return True
-
-    def _try_out(self, requests: Sequence[PlannedRequest]) -> bool:
-        """Let all requests decode for a few cycles in a way that a probe found promising, or that few cycles decoded in yet."""
-        if not self._trial_left:
-            promising = self._promising()
-            self._trial = promising or self._untried(requests)
-            self._trial_left = 0 if self._trial is None else TRIAL_LENGTH if promising is None else PROMISING_LENGTH
-        if self._trial is None:
-            return False
-        self._trial_left -= 1
-        for request in requests:
-            request.next_cycle = self._trial
-        return True
-
-    def _promising(self) -> Choice | None:
-        """What the last cycle probed, if so many tokens of every request would pay."""
-        if self._probed is None:
-            return None
-        (request, choice, needed), self._probed = self._probed, None
-        return choice if request.last_accepted + 1 >= needed else None
-
-    def _untried(self, requests: Sequence[PlannedRequest]) -> Choice | None:
-        """If it is time, what may be the fastest and is known the least."""
-        if self._cycles % TRIAL_CYCLES or not self._loop_times.has_runs:
-            return None
-        slots = [request.slot for request in requests]
-        num_runs = self._loop_times.num_runs(max(slots) - min(slots) + 1)
-        worth_trying = (num_runs < KNOWN_RUNS) & (self._speeds >= MIN_TRIAL_SPEED * self._speeds.max())
-        return self._candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())] if worth_trying.any() else None
-
-    def _cost_table(self, batch: int, history: float) -> np.ndarray:
-        """Milliseconds of a cycle by candidate and number of rows, as the loop runs now; float64 [C, batch + 1]."""
-        found: np.ndarray = self._calibrated_table(history)[:, : batch + 1] * self._loop_times.factors(batch)
-        return found
-
-    def _calibrated_table(self, history: float) -> np.ndarray:
-        """Milliseconds of the runs of a cycle by candidate and number of rows, float64 [C, max_batch + 1]."""
-        bucket = round(history / _HISTORY_STEP)
-        table = self._tables.get(bucket)
-        if table is None:
-            if len(self._tables) == _MAX_TABLES:
-                self._tables.clear()
-            table = self._tables[bucket] = np.zeros((len(self._candidates), self._max_batch + 1))
-            batches = np.arange(1, self._max_batch + 1)
-            for row, choice in zip(table[:, 1:], self._candidates, strict=True):
-                for role in (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,):
-                    row += self._latency.row(role, choice.block_length, batches, bucket * _HISTORY_STEP)
-        return table
 
 
 def _lengths_of(requests: Sequence[PlannedRequest]) -> dict[int, int]:

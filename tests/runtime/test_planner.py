@@ -24,10 +24,10 @@ from nemodiff_trt.runtime.planner import (
     StepTime,
 )
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
-from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps, steps_to_measure
+from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
+from nemodiff_trt.runtime.planner.exploration import PROBE_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.margins import Margins
-from nemodiff_trt.runtime.planner.policy import PROBE_CYCLES
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.sequence import Sequence
 from nemodiff_trt.runtime.session_eager import EagerSession
@@ -356,7 +356,7 @@ def test_auto_gives_the_tokens_of_ar_whatever_it_chooses(seed: int, accuracy: fl
 def test_steps_of_a_session_are_measured() -> None:
     limits = Limits(max_batch_size=3, max_seq_len=24, block_length=8, prefill_chunk=8)
     session = EagerSession(random_decoder(tiny_config(hidden_size=16, head_dim=8), limits.cache_capacity), limits)
-    steps = list(steps_to_measure(session))
+    steps = [step for _, cycle in cycles_to_measure(session) for step in cycle]
     shapes = {(step.role, step.batch, step.step) for step in steps}
     assert shapes >= {(Role.DECODE, 3, 1), (Role.DRAFT, 1, 4), (Role.VERIFY, 2, 8)}
     times = measure_steps(session, num_repeats=1)
