@@ -1,8 +1,10 @@
 """Mode auto against every fixed setting of nemodiff-tiny on this machine's CPU, and the latency model against measured steps.
 
 Workloads: easy (copying, counting), hard (sampled at a high temperature, where drafts are seldom right), mixed, and one that
-changes from easy to hard midway; 1 to 16 requests at a time. Answers are compared first, while auto learns; then all settings
-go through their requests at one pace, some steps each in turn, so that what the machine does meets all alike. With
+changes from easy to hard midway; 1 to 16 requests at a time. All settings go through their requests at one pace, some steps
+each in turn, so that what the machine does meets all alike. Answers are compared in all rounds. The first round does not count
+for auto, which learns: beside other work it learns other times than alone. Fixed settings that are far behind in that round
+take no part in the others, of which there are so many that each setting gets a few seconds. With
 `--modelled` the loop runs on a clock that counts the calibrated time of every step, and nothing else: what the choices are
 worth where step times are as calibrated, without the noise of a shared machine. With `--measurements FILE` (CSV: block,
 concurrency, query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to one half of somebody else's
@@ -19,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,8 @@ HISTORY = 750.0
 # Block lengths that users of the 8B model serve with, by requests at a time.
 PUBLISHED_PAIRS = {1: 32, 2: 32, 4: 32, 8: 16, 16: 16, 32: 16, 64: 8, 128: 8}
 
-# Runs before times are taken in which auto learns, as a server does in its first minute.
-NUM_LEARNING = 3
+# Fixed settings this much slower than the best are not timed again.
+FAR_BEHIND = 1.3
 # Requests of a run for each that decodes at a time: with few of them the end counts most, where slots stay empty.
 WAVES = 6
 
@@ -138,28 +140,34 @@ class Case:
         self.decisions = engine.stats()["decisions"]
 
 
-def compare(cases: dict[str, Case], num_repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of every setting, one per repeat.
+def compare(cases: dict[str, Case], seconds: float, clock: Callable[[], float]) -> tuple[dict[str, float], list[float]]:
+    """Speed of every setting over ar; and time of auto over that of ar, one per round.
 
     Raises:
         RuntimeError: a setting gives other tokens than ar.
     """
+    alone: dict[str, float] = {}
 
-    def check_answers() -> None:
-        for name, case in cases.items():
-            if case.answers != cases["ar"].answers:
+    def timed(names: Iterable[str]) -> dict[str, float]:
+        found = at_one_pace({name: cases[name].steps() for name in names}, alone, clock)
+        for name in names:
+            if cases[name].answers != cases["ar"].answers:
                 raise RuntimeError(f"{name} gives other tokens than ar; its speed would mean nothing")
+        return found
 
-    alone = {}
     for name, case in cases.items():
-        for _ in range(NUM_LEARNING if name == "auto" else 1):
-            alone |= at_one_pace({name: case.steps()}, {name: 1.0}, clock)
-    check_answers()
-    rounds = []
-    for _ in range(num_repeats):
-        rounds.append(at_one_pace({name: case.steps() for name, case in cases.items()}, alone, clock))
-        check_answers()
-    return {name: [took[name] for took in rounds] for name in cases}
+        alone |= at_one_pace({name: case.steps()}, {name: 1.0}, clock)
+    first = timed(cases)
+    best = min(took for name, took in first.items() if name != "auto")
+    close = [name for name, took in first.items() if took < FAR_BEHIND * best or name in ("ar", "auto")]
+    rounds: list[dict[str, float]] = []
+    while not rounds or min(sum(took[name] for took in rounds) for name in close) < seconds:
+        rounds.append(timed(close))
+    over_ar = {}
+    for name in cases:
+        own = rounds if name in close else [first]
+        over_ar[name] = sum(took["ar"] for took in own) / sum(took[name] for took in own)
+    return over_ar, [took["auto"] / took["ar"] for took in rounds]
 
 
 def read_measurements(path: Path) -> list[list[StepTime]]:
@@ -210,7 +218,7 @@ def check_form(path: Path, console: Console) -> dict[str, Any]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-prompts", type=int, default=24, help="at least; six for each that decodes at a time")
-    parser.add_argument("--num-repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of every setting in the rounds that count, at least")
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
@@ -221,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.cpu_time:
         arguments.num_threads = 1
     if arguments.modelled:
-        arguments.num_repeats = 1
+        arguments.seconds = 0.0
     arguments.clock = time.process_time if arguments.cpu_time else time.perf_counter
     return arguments
 
@@ -243,11 +251,9 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
                 setting: Case(runs, tokenizer, [(p, o.changed(**changes)) for p, o in requests], level, latency, clock)
                 for setting, changes in settings().items()
             }
-            seconds = compare(cases, arguments.num_repeats, clock)
-            over = {setting: sum(seconds["ar"]) / sum(times) for setting, times in seconds.items()}
-            repeats = [auto / ar for auto, ar in zip(seconds["auto"], seconds["ar"], strict=True)]
-            speeds.auto_seconds_over_ar.setdefault(name, {})[level] = repeats
+            over, repeats = compare(cases, arguments.seconds, clock)
             speeds.over_ar.setdefault(name, {})[level] = over
+            speeds.auto_seconds_over_ar.setdefault(name, {})[level] = repeats
             speeds.decisions.setdefault(name, {})[level] = cases["auto"].decisions
             table.add_row(f"{level} at a time", *(f"{speed:.2f}" for speed in over.values()))
         console.print(table)
@@ -286,7 +292,7 @@ def main() -> None:
         "outputs_equal": True,
         "num_prompts": arguments.num_prompts,
         "speed_over_ar": speeds.over_ar,
-        "auto_seconds_over_ar_by_repeat": speeds.auto_seconds_over_ar,
+        "auto_seconds_over_ar_by_round": speeds.auto_seconds_over_ar,
         "decisions": speeds.decisions,
         "latency_model": {str(role): dataclasses.asdict(terms) for role, terms in speeds.latency.roles.items()},
         "other_device": form,

@@ -219,7 +219,7 @@ class TokenEngine:
                     self._planned.append(request.row)
             self._plans = [row.request for row in self._planned]
         planned = self._planned
-        if planned:
+        if planned and not policy.goes_on(self._plans):
             history = sum(row.num_cached for row in planned) / len(planned)
             policy.decide(self._plans, history, self.num_waiting)
             for row in planned:

@@ -97,7 +97,7 @@ def shares_of(models: Sequence[AcceptanceModel], known: AcceptanceModel, known_c
 
 def _counts_of(models: Sequence[AcceptanceModel]) -> np.ndarray:
     """Counts of models with one half life, their new cycles taken in; float64 [R, 2, L - 1]."""
-    counts = np.stack([model.counts for model in models])
+    counts: np.ndarray = np.stack([model.counts for model in models])
     most = max(len(model.new_cycles) for model in models)
     if not most:
         return counts

@@ -8,26 +8,24 @@ import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.cycle_costs import CycleCosts
-from nemodiff_trt.runtime.planner.loop_times import KNOWN_RUNS
 from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 
 # Cycles after which one request drafts once more where drafting was given up. Acceptance is only learned by drafting. All do
 # for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 # How long cycles take in the loop is only learned by running them, too: every so many cycles all requests decode for a few in a
-# way that did not run often, if its calibrated times promise so much of the best speed.
-TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED = 32, 4, 0.85
+# way that did not run often or lately, if it promises so much of the best speed.
+TRIAL_CYCLES, TRIAL_LENGTH, MIN_TRIAL_SPEED = 32, 4, 0.7
 
 
 class Exploration:
     """Probes of one request's acceptance, and trials of how long the cycles of a candidate take."""
 
-    __slots__ = ("_costs", "_cycles", "_left", "_probed", "_trial", "is_repeat")
+    __slots__ = ("_costs", "_left", "_probed", "_trial", "is_repeat")
 
     def __init__(self, costs: CycleCosts) -> None:
         """Start without anything under way."""
         self._costs = costs
-        self._cycles = 0
         self._trial: Choice | None = None
         # Cycles of the trial that are still to come.
         self._left = 0
@@ -36,21 +34,21 @@ class Exploration:
         # Whether the cycle that was set last is like the one before: the first of its kind finds cold caches.
         self.is_repeat = False
 
-    def steer(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray) -> bool:
-        """Set the next cycle of some or all requests otherwise, if it is time; called once in a cycle.
+    def steer(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray, cycle: int) -> bool:
+        """Set the next cycle of some or all requests otherwise, if it is time.
 
         Args:
             requests: whose next cycle is as chosen; at least one.
             history: cached tokens, the mean of these requests.
             speeds: predicted ones if all requests decoded alike, by candidate; float64 [C].
+            cycle: how many there were, this one included. Those that are left out are not a multiple of anything above.
         """
-        self._cycles += 1
         self.is_repeat = False
-        return self._probe(requests, history) or self._try_out(requests, speeds)
+        return self._probe(requests, history, cycle) or self._try_out(requests, speeds, cycle)
 
-    def _probe(self, requests: Sequence[PlannedRequest], history: float) -> bool:
+    def _probe(self, requests: Sequence[PlannedRequest], history: float, cycle: int) -> bool:
         """Let a request that does not draft do so for one cycle, by itself, if it is time."""
-        number, off_turn = divmod(self._cycles, PROBE_CYCLES)
+        number, off_turn = divmod(cycle, PROBE_CYCLES)
         request = requests[number % len(requests)]
         if off_turn or request.next_cycle.drafts:
             return False
@@ -61,12 +59,12 @@ class Exploration:
         self._probed = request, request.next_cycle, PROMISING * float(all_together[place] / all_together[0])
         return True
 
-    def _try_out(self, requests: Sequence[PlannedRequest], speeds: np.ndarray) -> bool:
-        """Let all requests decode for a few cycles in a way that a probe found promising, or that few cycles decoded in yet."""
+    def _try_out(self, requests: Sequence[PlannedRequest], speeds: np.ndarray, cycle: int) -> bool:
+        """Let all requests decode for a few cycles in a way that is promising, or did not run often or lately."""
         self.is_repeat = self._left > 0
         if not self._left:
             promising = self._promising()
-            self._trial = promising or self._untried(requests, speeds)
+            self._trial = promising or (None if cycle % TRIAL_CYCLES else self._untried(requests, speeds))
             self._left = 0 if self._trial is None else TRIAL_LENGTH if promising is None else PROMISING_LENGTH
         if self._trial is None:
             return False
@@ -83,11 +81,11 @@ class Exploration:
         return choice if request.last_accepted + 1 >= needed else None
 
     def _untried(self, requests: Sequence[PlannedRequest], speeds: np.ndarray) -> Choice | None:
-        """If it is time, what may be the fastest and is known the least."""
+        """What may be the fastest and is not known, or was long ago; the least known first."""
         times = self._costs.loop_times
-        if self._cycles % TRIAL_CYCLES or not times.has_runs:
+        if not times.has_runs:
             return None
         slots = [request.slot for request in requests]
-        num_runs = times.num_runs(max(slots) - min(slots) + 1)
-        worth_trying = (num_runs < KNOWN_RUNS) & (speeds >= MIN_TRIAL_SPEED * speeds.max())
-        return self._costs.candidates[int(np.where(worth_trying, num_runs, np.inf).argmin())] if worth_trying.any() else None
+        batch = max(slots) - min(slots) + 1
+        is_due = ~times.is_known(batch) & (speeds >= MIN_TRIAL_SPEED * speeds.max())
+        return self._costs.candidates[int(np.where(is_due, times.num_runs(batch), np.inf).argmin())] if is_due.any() else None

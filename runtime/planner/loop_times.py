@@ -11,8 +11,9 @@ import numpy as np
 _MOST_RUNS, _PRIOR_RUNS = 15, 2.0
 # The pace follows the newest cycle by this share of what it tells, and no cycle tells more than this factor.
 _NEWEST, _LARGEST = 0.1, math.log(1.5)
-# With fewer cycles a candidate is not known, and held to be so much slower than calibrated: it has to be tried out first.
-KNOWN_RUNS, _DOUBT = 3, 1.1
+# With fewer cycles a candidate is not known, and held to be so much slower than calibrated: it has to be tried out first. Of
+# what has not run for long, that many are forgotten.
+_KNOWN_RUNS, _DOUBT = 3, 1.1
 
 
 class LoopTimes:
@@ -23,13 +24,14 @@ class LoopTimes:
     faster time. Medians of the last cycles are kept, because a cycle that something interrupted takes many times as long.
     """
 
-    __slots__ = ("_bucket", "_log_pace", "_log_ratio", "_num_observed", "_num_runs", "_recent", "_touched")
+    __slots__ = ("_bucket", "_is_old", "_log_pace", "_log_ratio", "_num_observed", "_num_runs", "_recent", "_touched")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
         """Start with ratios of one, for batches of up to `max_batch` rows."""
         self._bucket = [0, *((batch - 1).bit_length() for batch in range(1, max_batch + 1))]
         shape = (num_candidates, self._bucket[-1] + 1)
         self._log_ratio, self._num_runs = np.zeros(shape), np.zeros(shape)
+        self._is_old = np.zeros(shape, bool)
         self._log_pace, self._num_observed = 0.0, 0
         self._recent: dict[tuple[int, int], deque[float]] = {}
         self._touched: set[tuple[int, int]] = set()
@@ -47,13 +49,16 @@ class LoopTimes:
             recent = self._recent[place] = deque(maxlen=_MOST_RUNS)
         recent.append(math.log(ratio) - self._log_pace)
         self._touched.add(place)
+        self._is_old[place] = False
         self._keep(place)
 
     def age(self) -> None:
-        """Forget the oldest cycle of what did not run since this was called last, but not all that is known of it."""
+        """Take what did not run since this was called last for old, and forget the oldest cycles of it, if more are known."""
         for place, recent in self._recent.items():
-            if place not in self._touched and len(recent) > 1:
-                recent.popleft()
+            if place not in self._touched:
+                self._is_old[place] = True
+                for _ in range(min(_KNOWN_RUNS, len(recent) - _KNOWN_RUNS)):
+                    recent.popleft()
                 self._keep(place)
         self._touched.clear()
 
@@ -72,8 +77,14 @@ class LoopTimes:
         found: np.ndarray = self._num_runs[:, self._bucket[batch]]
         return found
 
+    def is_known(self, batch: int) -> np.ndarray:
+        """Of every candidate with about so many rows, whether enough cycles were heard of, and one not long ago; bool [C]."""
+        bucket = self._bucket[batch]
+        found: np.ndarray = (self._num_runs[:, bucket] >= _KNOWN_RUNS) & ~self._is_old[:, bucket]
+        return found
+
     def factors(self, max_batch: int) -> np.ndarray:
         """Relative to the pace, by candidate and number of rows, float64 [C, max_batch + 1]."""
-        doubt = np.where(self._num_runs < KNOWN_RUNS, _DOUBT, 1.0) if self._num_observed else 1.0
+        doubt = np.where(self._num_runs < _KNOWN_RUNS, _DOUBT, 1.0) if self._num_observed else 1.0
         found: np.ndarray = np.exp(self._log_ratio) * doubt
         return found[:, self._bucket[: max_batch + 1]]

@@ -26,10 +26,12 @@ from nemodiff_trt.vocabulary import Objective, Role
 # requests were left as they are; where nothing drafts and there are more requests or fewer; and where nothing is new but step
 # times.
 DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 64
-# After so many cycles, what did not run since is a little less known.
-AGE_CYCLES = 1024
+# After so many cycles, what did not run since has to be tried out again.
+AGE_CYCLES = 256
 # One in so many cycles tells how long it took: watching takes time as well.
-WATCH_CYCLES = 4
+WATCH_CYCLES = 8
+# All of these are counted at multiples of so many cycles; between two of them requests go on as they do.
+BEAT_CYCLES = 4
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +141,16 @@ class Policy:
             for place, num_rows in runs if ratio > 0 else ():
                 self._costs.loop_times.observe(place, num_rows, ratio)
 
+    def goes_on(self, requests: Sequence[PlannedRequest]) -> bool:
+        """Let the next cycle of every request be as the last one was; False if `decide` has to be asked instead."""
+        if requests is not self._requests or not self._is_settled or self._cycles % BEAT_CYCLES == BEAT_CYCLES - 1:
+            return False
+        self._cycles += 1
+        self._watched = None
+        for length, count in self._num_cycles.items():
+            self.decisions[length] += count
+        return True
+
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
 
@@ -162,8 +174,8 @@ class Policy:
                 request.next_cycle = request.choice
             self._num_cycles = _lengths_of(requests)
             self._is_settled = True
-        num_cycles, is_due = self._num_cycles, self._cycles % WATCH_CYCLES == WATCH_CYCLES - 1
-        if self._exploration is not None and self._exploration.steer(requests, history, self._speeds):
+        num_cycles, is_due = self._num_cycles, self._cycles % WATCH_CYCLES == BEAT_CYCLES
+        if self._exploration is not None and self._exploration.steer(requests, history, self._speeds, self._cycles):
             num_cycles, is_repeat, is_due = _lengths_of(requests), self._exploration.is_repeat, True
             self._is_settled = False
         # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
