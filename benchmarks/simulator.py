@@ -33,7 +33,7 @@ from nemodiff_trt.contract import Limits
 from nemodiff_trt.full_size import full_size_config
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
-from nemodiff_trt.runtime.planner import LatencyModel, Step
+from nemodiff_trt.runtime.planner import LatencyModel
 from nemodiff_trt.runtime.planner.calibrate import StepTimer, measure_steps
 from nemodiff_trt.runtime.planner.roofline import predicted_latency
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
@@ -145,7 +145,7 @@ class Alongside:
 
     def __init__(self, session: OnnxRuntimeSession, share: float) -> None:
         self._timer, self._share = StepTimer(session), share
-        self._due: list[Step] = []
+        self._due: list[int] = []
         self._ahead_s = 0.0
 
     def __call__(self, busy_s: float) -> None:
