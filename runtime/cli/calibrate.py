@@ -17,7 +17,7 @@ class CalibrateArguments:
 
     bundle: BundleDir
     num_repeats: Annotated[
-        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds; a step of middling time runs twice in each.")
+        int, typer.Option("--num-repeats", metavar="N", min=1, help="Rounds; a cycle of middling time has a turn in each.")
     ] = 8
     as_json: AsJson = False
     num_threads: NumThreads = None
