@@ -1,8 +1,9 @@
 """Dynamic compaction: the fewest steps found in which an oracle reaches exactly the serial target.
 
 Source: arXiv 2607.05722, section 4. A step ranks the matches by confidence and commits the longest prefix that is safe, found
-by binary search. A prefix is safe if greedy acceptance, simulated behind it, ends in the target. The top match alone is always
-safe on the serial trajectory, where it is the serial step itself.
+by binary search. A prefix is safe if greedy acceptance, simulated behind it, ends in the target. Beyond the paper, it has to get
+there in no more steps than are left serially: early commits may lead it astray, to positions behind the end of the answer. The
+top match alone is always safe on the serial trajectory, where it is the serial step itself.
 
 Exact by construction: a block is either on the serial trajectory, or a simulation has shown that greedy acceptance ends
 in the target from where it is. In the second case nothing is longer than all matches, so no search is left.
@@ -101,16 +102,21 @@ class _Search:
     def _safety(self, state: np.ndarray, chosen: np.ndarray) -> _Safety:
         after = state.copy()
         after[chosen] = self._trajectory.target[chosen]
-        num_committed = int(np.sum(after != self._trajectory.steps[0].block))
+        first = self._trajectory.steps[0].block
+        num_committed = int(np.sum(after != first))
         if np.all(after[list(self._trajectory.order[:num_committed])] != self._special.mask):
             return _Safety.ON_TRAJECTORY
-        return _Safety.CERTIFIED if self._greedy_ends_in_target(after) else _Safety.UNSAFE
+        num_left = len(self._trajectory.steps) - int(np.sum(state != first))
+        return _Safety.CERTIFIED if self._greedy_ends_in_target(after, num_left - 1) else _Safety.UNSAFE
 
-    def _greedy_ends_in_target(self, state: np.ndarray) -> bool:
-        """Simulate greedy acceptance from `state`, which is overwritten."""
+    def _greedy_ends_in_target(self, state: np.ndarray, most_steps: int) -> bool:
+        """Simulate greedy acceptance from `state`, which is overwritten, for `most_steps` at most."""
         needed = slice(self._trajectory.num_needed)
         target = self._trajectory.target[needed]
         while num_settled(state, self._special) is None:
+            if not most_steps:
+                return False
+            most_steps -= 1
             if self.num_forwards >= self._budget:
                 self.is_over_budget = True
                 return False
