@@ -1,9 +1,9 @@
 """Dynamic compaction: the fewest steps found in which an oracle reaches exactly the serial target.
 
 Source: arXiv 2607.05722, section 4. A step ranks the matches by confidence and commits the longest prefix that is safe, found
-by binary search. A prefix is safe if greedy acceptance, simulated behind it, ends in the target. Beyond the paper, it has to get
-there in no more steps than are left serially: early commits may lead it astray, to positions behind the end of the answer. The
-top match alone is always safe on the serial trajectory, where it is the serial step itself.
+by binary search. A prefix is safe if greedy acceptance, simulated behind it, ends in the target. Beyond the paper, it has to
+get there in no more steps than are left serially: early commits may lead it astray, to positions behind the end of the answer.
+The top match alone is always safe on the serial trajectory, where it is the serial step itself.
 
 Exact by construction: a block is either on the serial trajectory, or a simulation has shown that greedy acceptance ends
 in the target from where it is. In the second case nothing is longer than all matches, so no search is left.
