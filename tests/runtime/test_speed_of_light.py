@@ -134,6 +134,26 @@ def test_greedy_acceptance_is_no_bound_where_a_commit_changes_what_follows() -> 
     assert compact(STUCK, masked(4), trajectory, special).commits == ((1,), (2, 3))
 
 
+def test_a_prefix_that_makes_the_way_longer_is_not_safe() -> None:
+    # Serially 7, 8, EOS. With 7 and EOS together the model wants 2 between them until both positions behind are filled.
+    m = MASK
+    denoise = scripted(
+        {
+            (5, m, m, m, m, m): ([0, 7, 4, EOS, 6, 6], [0, 0.9, 0.3, 0.5, 0.1, 0.1]),
+            (5, 7, m, m, m, m): ([0, 0, 8, EOS, 6, 6], [0, 0, 0.8, 0.5, 0.1, 0.1]),
+            (5, 7, 8, m, m, m): ([0, 0, 0, EOS, 6, 6], [0, 0, 0, 0.5, 0.1, 0.1]),
+            (5, 7, m, EOS, m, m): ([0, 0, 2, 0, 6, 6], [0, 0, 0.1, 0, 0.9, 0.8]),
+            (5, 7, m, EOS, 6, m): ([0, 0, 2, 0, 0, 6], [0, 0, 0.1, 0, 0, 0.9]),
+            (5, 7, m, EOS, 6, 6): ([0, 0, 8, 0, 0, 0], [0, 0, 0.9, 0, 0, 0]),
+        }
+    )
+    special = SpecialTokens(MASK, EOS)
+    trajectory = serial_denoise(denoise, masked(6), special)
+    greedy = greedy_bound(denoise, masked(6), trajectory, special)
+    assert (len(trajectory.steps), greedy.num_steps, greedy.is_exact) == (3, 4, True)
+    assert compact(denoise, masked(6), trajectory, special).commits == ((1,), (2, 3))
+
+
 def test_without_budget_only_what_lies_on_the_serial_trajectory_is_safe() -> None:
     def steady(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Confidence of the last position rises once the first mask is fixed: its rank is not its turn.
