@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-# Some ten steps of a small model, because the first finds the caches of another job; slow phases of a shared machine are often
-# no longer than a few tenths of a second.
+# A few steps of a small model: slow phases of a shared machine are often no longer than a tenth of a second.
 SLICE_S = 0.01
 
 

@@ -4,12 +4,11 @@ Workloads: easy (copying, counting), hard (sampled at a high temperature, where 
 changes from easy to hard midway; 1 to 16 requests at a time. All settings go through their requests at one pace, some steps
 each in turn, so that what the machine does meets all alike. Answers are compared in all rounds. The first round does not count
 for auto, which learns: beside other work it learns other times than alone. Fixed settings that are far behind in that round
-take no part in the others, of which there are so many that each setting gets a few seconds. With
-`--modelled` the loop runs on a clock that counts the calibrated time of every step, and nothing else: what the choices are
-worth where step times are as calibrated, without the noise of a shared machine. With `--measurements FILE` (CSV: block,
-concurrency, query_tokens, history, draft_ms, verify_ms) the form of the model is fitted to one half of somebody else's
-measurements and compared with the other. Prints tables; the last line is one JSON object, and the exit code is 1 when a target
-is missed.
+take no part in the others, of which there are so many that each setting gets a few seconds. With `--modelled` the loop runs on
+a clock that counts the calibrated time of every step, and nothing else: what the choices are worth where step times are as
+calibrated, without the noise of a shared machine. With `--measurements FILE` (CSV: block, concurrency, query_tokens, history,
+draft_ms, verify_ms) the form of the model is fitted to one half of somebody else's measurements and compared with the other.
+Prints tables; the last line is one JSON object, and the exit code is 1 when a target is missed.
 """
 
 from __future__ import annotations
