@@ -84,6 +84,17 @@ class NetworkEmitter:
         layer.reshape_dims = dims
         return self.output(layer)
 
+    def by_rows(self, operation: str, x: NetworkTensor, vector: NetworkTensor) -> NetworkTensor:
+        """`operation` of every row of `x` [B,S,N] and `vector`, [N] or of one number.
+
+        Rows are taken as [B*S,N]: where both B and S may be 1, a vector [1,1,N] may have the shape of all of `x`, and
+        TensorRT-RTX 1.7 then cuts kernels in two that it could fuse.
+        """
+        rows = self.elementwise(operation, self.reshape(x, (-1, x.shape[2])), self.reshape(vector, (1, -1)))
+        layer = self.network.add_shuffle(rows)
+        layer.set_input(1, self.shape(x))
+        return self.output(layer)
+
     def shape(self, x: NetworkTensor) -> NetworkTensor:
         """int64 [rank] shape tensor of `x`."""
         return self.once(("shape", x.name), lambda: self.output(self.network.add_shape(x)))
@@ -101,9 +112,13 @@ class NetworkEmitter:
         starts[axis] = start
         layer = self.network.add_slice(x, tuple(starts), tuple(zeros), (1,) * rank)
         extents = [self.constant(np.array([size], np.int64)) if a == axis else self.extent(x, a) for a in range(rank)]
-        sizes = self.network.add_concatenation(extents)
-        sizes.axis = 0
-        layer.set_input(2, self.output(sizes))
+        layer.set_input(2, self.sizes(extents))
+        return self.output(layer)
+
+    def sizes(self, extents: list[NetworkTensor]) -> NetworkTensor:
+        """int64 [rank] shape tensor of int64 [1] shape tensors."""
+        layer = self.network.add_concatenation(extents)
+        layer.axis = 0
         return self.output(layer)
 
     def dequantize(self, x: NetworkTensor, scale: NetworkTensor, dtype: Any) -> NetworkTensor:
@@ -111,7 +126,11 @@ class NetworkEmitter:
         return self.output(self.network.add_dequantize(x, scale, dtype))
 
     def times_transposed(self, x: NetworkTensor, matrix: NetworkTensor) -> NetworkTensor:
-        """`x` [B,S,in] times `matrix` [out,in], transposed by the product itself."""
+        """`x` [B,S,in] times `matrix` [out,in], transposed by the product itself.
+
+        A transposition of its own copies the matrix at every step when it is an input, and so does a matrix stored as [in,out]
+        for products of one row.
+        """
         operation = self.api.MatrixOperation
         stacked = self.reshape(matrix, (1, *tuple(matrix.shape)))
         return self.output(self.network.add_matrix_multiply(x, operation.NONE, stacked, operation.TRANSPOSE))

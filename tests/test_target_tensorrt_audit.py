@@ -64,15 +64,17 @@ def audit(captured: StepGraph) -> Audit:
     return lambda role, without=None: audit_of(captured.copy(), role, without=without)
 
 
-def audit_of(graph: StepGraph, role: Role, precision: Precision = Precision.BF16, without: Pass | None = None) -> PlanAudit:
+def audit_of(
+    graph: StepGraph, role: Role, precision: Precision = Precision.BF16, without: Pass | None = None, limits: Limits = LIMITS
+) -> PlanAudit:
     """Audit of a plan of `role` that is said to be bf16, compiled from a captured step and without one pass of its pipeline."""
     stages = tuple(stage for stage in PIPELINES[Target.TENSORRT_RTX][role] if stage.run is not without)
     run_pipeline(graph, stages, pass_options(role, model=CONFIG, precision=precision, cache_capacity=LIMITS.cache_capacity))
-    profiles = step_profiles(role, LIMITS)
+    profiles = step_profiles(role, limits, Target.TENSORRT_RTX)
     plan = compile_plan(trt, graph, PlanRequest(profiles, LIMITS.cache_capacity, (120,)), lambda _: None)
     stored = plan_weights({role: graph}, CONFIG, None)
     engine = RoleEngine("engines/x.plan", (), profiles, tuple(stored.layouts))
-    context = EngineContext(CONFIG, Precision.BF16, LIMITS, stored.layouts, stored.shapes)
+    context = EngineContext(CONFIG, Precision.BF16, limits, stored.layouts, stored.shapes)
     return audit_plan(plan, engine_facts(role, engine, context))
 
 
@@ -85,6 +87,16 @@ def test_what_we_ship_has_no_warning(audit: Audit, role: Role) -> None:
         assert set(profile.gemms) == {"bf16"}
         for point in profile.points:
             assert (point.copies.weight_sized, point.copies.cache_sized) == (0, 0)
+
+
+@pytest.mark.parametrize("role", [Role.DECODE, Role.VERIFY, Role.DENOISE, Role.DRAFT])
+def test_a_plan_for_several_sequences_launches_no_more_than_one_for_a_single_one(captured: StepGraph, role: Role) -> None:
+    single = audit_of(captured.copy(), role)
+    several = audit_of(captured.copy(), role, limits=dataclasses.replace(LIMITS, max_batch_size=4))
+    assert several.warnings == ()
+    (alone,), (together,) = single.profiles, several.profiles
+    # A kernel cut in two in every layer would be a launch or two for each; the decision behind them may differ by one.
+    assert together.launches <= alone.launches + 1
 
 
 def test_the_cache_is_copied_without_the_query_boundary(audit: Audit) -> None:

@@ -162,10 +162,10 @@ def test_a_checkpoint_has_its_scales_inside_and_its_codes_beside(
     assert manifest.quantization is not None
     assert not manifest.quantization.is_rehearsal
     check_runnable(bundle)
-    # Decoding has profiles of its own in the plan of verify: scales are in it once.
+    # Decoding has a profile of its own in the plan of verify: scales are in it once.
     decode, verify = manifest.roles[Role.DECODE], manifest.roles[Role.VERIFY]
     assert decode.file == verify.file == "engines/decode-verify.plan"
-    assert [(p.max_batch, p.max_step) for p in decode.profiles] == [(1, 1), (2, 1), (1, 8), (2, 8)]
+    assert [(p.max_batch, p.max_step) for p in decode.profiles] == [(2, 1), (2, 8)]
     assert len({engine.file for engine in manifest.roles.values()}) == 4
     name = "encoder.layers.0.mlp.down_proj.weight.nvfp4"
     assert name in verify.weights

@@ -45,14 +45,7 @@ def _embedding(emit: NetworkEmitter, weight: NetworkTensor, indices: NetworkTens
 
 
 def _linear(emit: NetworkEmitter, x: NetworkTensor, weight: NetworkTensor) -> NetworkTensor:
-    """`x` [B,S,in] times `weight` [out,in] transposed by the product itself.
-
-    A transposition of its own copies the weight at every step when it is an input, and so does a weight stored as [in,out] for
-    products of one row.
-    """
-    operation = emit.api.MatrixOperation
-    matrix = emit.reshape(weight, (1, *tuple(weight.shape)))
-    return emit.output(emit.network.add_matrix_multiply(x, operation.NONE, matrix, operation.TRANSPOSE))
+    return emit.times_transposed(x, weight)
 
 
 def _silu(emit: NetworkEmitter, x: NetworkTensor) -> NetworkTensor:

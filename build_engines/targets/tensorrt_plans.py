@@ -131,9 +131,15 @@ def import_plugins(target: Target) -> None:
             raise InvalidInputError("plugins", True, f"off without {module}, which is not installed: {hint}") from error
 
 
-def step_profiles(role: Role, limits: Limits) -> tuple[StepProfile, ...]:
-    """One profile for a single sequence, and one for all larger batches, over every step length the role can have."""
-    batches = [(1, 1)] if limits.max_batch_size == 1 else [(1, 1), (2, limits.max_batch_size)]
+def step_profiles(role: Role, limits: Limits, target: Target) -> tuple[StepProfile, ...]:
+    """Profiles over every batch and step that the role can have.
+
+    TensorRT tunes kernels for the sizes of a profile, so a single sequence has one of its own. TensorRT-RTX leaves that to the
+    GPU, which compiles kernels for the sizes that come: a second program would launch the same products and take as long to
+    compile as the first.
+    """
+    largest = limits.max_batch_size
+    batches = [(1, largest)] if target is Target.TENSORRT_RTX or largest == 1 else [(1, 1), (2, largest)]
     return tuple(StepProfile(low, high, 1, limits.longest_step(role)) for low, high in batches)
 
 
@@ -149,7 +155,7 @@ class PlanSource:
 def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: PlanSource, done: int) -> dict[Role, RoleEngine]:
     """Compile the plan of a group of roles; `done` plans are finished."""
     limits, graph = build.options.limits, source.graph
-    profiles = tuple(profile for role in group for profile in step_profiles(role, limits))
+    profiles = tuple(profile for role in group for profile in step_profiles(role, limits, build.options.target))
     plugin_sm = _present_sm()[0] if build.options.plugins else None
     request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights, plugin_sm)
 

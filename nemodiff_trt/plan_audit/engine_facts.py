@@ -38,15 +38,19 @@ class EngineContext:
 
 
 def engine_facts(role: Role, engine: RoleEngine, context: EngineContext) -> StepFacts:
-    """Facts of the engine of `role`. Every profile is audited with caches half full; the first at several step lengths."""
+    """Facts of the engine of `role`, audited with caches half full.
+
+    Every profile is audited at its largest size, and at its smallest batch with several step lengths.
+    """
     model, capacity = context.model, context.limits.cache_capacity
     profiles = tuple(
         ProfileRange(profile.min_batch, profile.max_batch, profile.min_step, profile.max_step) for profile in engine.profiles
     )
-    points = [AuditPoint(profile.max_batch, profile.max_step, capacity // 2) for profile in profiles]
-    if profiles:
-        steps = [step for step in _STEPS if profiles[0].min_step <= step < profiles[0].max_step]
-        points += [AuditPoint(profiles[0].max_batch, step, capacity // 2) for step in steps]
+    points = set()
+    for profile in profiles:
+        steps = [step for step in _STEPS if profile.min_step <= step < profile.max_step] + [profile.max_step]
+        points |= {AuditPoint(profile.min_batch, step, capacity // 2) for step in steps}
+        points.add(AuditPoint(profile.max_batch, profile.max_step, capacity // 2))
     bound = {name: _weight(name, role, context, embedded=False) for name in engine.weights}
     inside = {name: _weight(name, role, context, embedded=True) for name in engine.constants}
     return StepFacts(

@@ -57,7 +57,5 @@ def visible_slots_network(
 def _per_query(emit: NetworkEmitter, x: NetworkTensor, step_mask: NetworkTensor) -> NetworkTensor:
     """`x` [B,1,K] repeated to [B,S,K]: a slice that does not move along the middle axis."""
     layer = emit.network.add_slice(x, (0, 0, 0), (0, 0, 0), (1, 0, 1))
-    sizes = emit.network.add_concatenation([emit.extent(x, 0), emit.extent(step_mask, 1), emit.extent(x, 2)])
-    sizes.axis = 0
-    layer.set_input(2, emit.output(sizes))
+    layer.set_input(2, emit.sizes([emit.extent(x, 0), emit.extent(step_mask, 1), emit.extent(x, 2)]))
     return emit.output(layer)
