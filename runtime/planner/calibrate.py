@@ -47,8 +47,10 @@ def cycles_to_measure(session: Session) -> Iterator[tuple[_Cycle, tuple[Step, ..
     histories = sorted({max(1, limits.max_seq_len * share // 16) for share in (1, 2, 4, 8, 12)})
     for cycle in _CYCLES:
         roles = [role for role in cycle.roles if role in session.roles]
-        longest = max(map(limits.longest_step, roles), default=0)
-        lengths = _powers(4, longest) if longest > 1 else [1] * longest
+        if not roles:
+            continue
+        longest = max(map(limits.longest_step, roles))
+        lengths = _powers(4, longest) if longest > 1 else [1]
         for batch, length, history in itertools.product(_powers(1, limits.max_batch_size), lengths, histories):
             # A chunk of prefill may be as long as the cache.
             if history + length <= limits.cache_capacity:
