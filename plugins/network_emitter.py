@@ -30,12 +30,14 @@ class NetworkEmitter:
     """A network under construction. `weights` of the graph are tensors like any other here.
 
     `plugin_sm` is the compute capability that kernels of plugins are compiled for; None where there are no plugins.
+    `mixes_batches` says that a profile takes one sequence as well as several.
     """
 
-    def __init__(self, api: Any, network: Any, plugin_sm: int | None = None) -> None:
+    def __init__(self, api: Any, network: Any, plugin_sm: int | None = None, mixes_batches: bool = False) -> None:
         self.api = api
         self.network = network
         self.plugin_sm = plugin_sm
+        self.mixes_batches = mixes_batches
         # The network refers to the memory of constants until it is compiled.
         self._arrays: list[np.ndarray] = []
         self._once: dict[tuple[Any, ...], NetworkTensor] = {}
@@ -84,13 +86,15 @@ class NetworkEmitter:
         layer.reshape_dims = dims
         return self.output(layer)
 
-    def by_rows(self, operation: str, x: NetworkTensor, vector: NetworkTensor) -> NetworkTensor:
-        """`operation` of every row of `x` [B,S,N] and `vector`, [N] or of one number.
+    def scale_features(self, x: NetworkTensor, factors: NetworkTensor) -> NetworkTensor:
+        """`x` [B,S,N] times `factors` [N].
 
-        Rows are taken as [B*S,N]: where both B and S may be 1, a vector [1,1,N] may have the shape of all of `x`, and
-        TensorRT-RTX 1.7 then cuts kernels in two that it could fuse.
+        Where both B and S may be 1, factors [1,1,N] may have the shape of all of `x`, and TensorRT-RTX 1.7 cuts kernels in two
+        that it could fuse; of rows [B*S,N] it does not think so.
         """
-        rows = self.elementwise(operation, self.reshape(x, (-1, x.shape[2])), self.reshape(vector, (1, -1)))
+        if not self.mixes_batches:
+            return self.elementwise("PROD", x, self.reshape(factors, (1, 1, -1)))
+        rows = self.elementwise("PROD", self.reshape(x, (-1, x.shape[2])), self.reshape(factors, (1, -1)))
         layer = self.network.add_shuffle(rows)
         layer.set_input(1, self.shape(x))
         return self.output(layer)

@@ -125,10 +125,10 @@ def test_an_unscaled_query_is_refused(captured: StepGraph) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("max_batch_size", [1, 4])
-@pytest.mark.parametrize("target", [Target.TENSORRT_RTX, Target.TENSORRT])
-def test_every_step_within_the_limits_has_one_profile(role: Role, max_batch_size: int, target: Target) -> None:
+@pytest.mark.parametrize("is_split", [False, True])
+def test_every_step_within_the_limits_has_one_profile(role: Role, max_batch_size: int, is_split: bool) -> None:
     limits = Limits(**{**LIMITS, "max_batch_size": max_batch_size})
-    profiles = step_profiles(role, limits, target)
+    profiles = step_profiles(role, limits, is_split)
     longest = {Role.PREFILL: 16, Role.DECODE: 1, Role.QUADRATIC: 6}.get(role, 8)
     for batch in range(1, max_batch_size + 1):
         for step in range(1, longest + 1):

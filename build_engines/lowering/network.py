@@ -30,6 +30,7 @@ def lower_to_network(
     fixed: Mapping[str, int],
     weights: Mapping[str, np.ndarray] | None = None,
     plugin_sm: int | None = None,
+    mixes_batches: bool = False,
 ) -> None:
     """Write `graph` into the empty, strongly typed `network`.
 
@@ -41,12 +42,13 @@ def lower_to_network(
         weights: stored tensors to embed as constants, bfloat16 and narrower formats as their bits; the others become inputs.
             They must outlive the compilation.
         plugin_sm: compute capability to compile kernels of plugins for; None where the graph has none.
+        mixes_batches: a profile will take one sequence as well as several.
 
     Raises:
         LoweringError: a node has no converter, or a dtype no TensorRT type.
     """
     letters = axis_letters(graph)
-    emit = NetworkEmitter(api, network, plugin_sm)
+    emit = NetworkEmitter(api, network, plugin_sm, mixes_batches)
     scratch = {graph.outputs[name]: name for name in graph.scratch}
     values: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:

@@ -75,7 +75,8 @@ def compile_plan(
     if all(profile.min_step == profile.max_step == 1 for profile in request.profiles):
         # An axis that is always 1 leaves nothing to check or to size at run time.
         fixed["S"] = 1
-    lower_to_network(api, network, graph, fixed, request.weights, request.plugin_sm)
+    mixes_batches = any(profile.min_batch == 1 < profile.max_batch for profile in request.profiles)
+    lower_to_network(api, network, graph, fixed, request.weights, request.plugin_sm, mixes_batches)
     config = builder.create_builder_config()
     config.progress_monitor = _progress_monitor(api, on_share)
     for profile in request.profiles:

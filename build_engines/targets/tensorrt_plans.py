@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from nemodiff_trt.build_engines.targets.build_target import BuildInput, BuiltEngines
 from nemodiff_trt.build_engines.targets.tensorrt_builder import PlanRequest, TimingCache, compile_plan
 from nemodiff_trt.build_engines.targets.tensorrt_constants import BAKED, plan_constants
-from nemodiff_trt.bundle import RoleEngine, StepProfile
+from nemodiff_trt.bundle import Encoding, RoleEngine, StepProfile
 from nemodiff_trt.bundle.manifest import ENGINES_DIR
 from nemodiff_trt.contract import Limits, TensorSpec
 from nemodiff_trt.errors import InvalidInputError
@@ -89,9 +89,7 @@ def plan_groups(build: BuildInput) -> list[tuple[Role, ...]]:
     own it gets the kernels of one row.
     """
     roles = list(build.graphs)
-    has_scales = build.quantization is not None and any(
-        build.stored.layouts[str(node.target)].encoding in BAKED for node in build.graphs[roles[0]].weight_nodes()
-    )
+    has_scales = build.quantization is not None and not _encodings(build, build.graphs[roles[0]]).isdisjoint(BAKED)
     if not (has_scales and {Role.DECODE, Role.VERIFY} <= set(roles)):
         return [(role,) for role in roles]
     return [(Role.DECODE, Role.VERIFY) if role is Role.VERIFY else (role,) for role in roles if role is not Role.DECODE]
@@ -131,15 +129,20 @@ def import_plugins(target: Target) -> None:
             raise InvalidInputError("plugins", True, f"off without {module}, which is not installed: {hint}") from error
 
 
-def step_profiles(role: Role, limits: Limits, target: Target) -> tuple[StepProfile, ...]:
-    """Profiles over every batch and step that the role can have.
+def splits_batches(target: Target, encodings: Iterable[Encoding]) -> bool:
+    """Whether a single sequence gets a profile of its own in a plan whose weights are stored so.
 
-    TensorRT tunes kernels for the sizes of a profile, so a single sequence has one of its own. TensorRT-RTX leaves that to the
-    GPU, which compiles kernels for the sizes that come: a second program would launch the same products and take as long to
-    compile as the first.
+    TensorRT tunes kernels for the sizes of a profile. TensorRT-RTX leaves that to the GPU, which compiles kernels for the sizes
+    that come: a second program would launch the same products and take as long to compile as the first. Around FP8 products,
+    though, it fuses less where a batch may be one or more, or takes twice as long where rows are laid out so that it does fuse.
     """
+    return target is not Target.TENSORRT_RTX or Encoding.FP8 in encodings
+
+
+def step_profiles(role: Role, limits: Limits, is_split: bool) -> tuple[StepProfile, ...]:
+    """Profiles over every batch and step of the role: one, or one for a single sequence and one for larger batches."""
     largest = limits.max_batch_size
-    batches = [(1, largest)] if target is Target.TENSORRT_RTX or largest == 1 else [(1, 1), (2, largest)]
+    batches = [(1, 1), (2, largest)] if is_split and largest > 1 else [(1, largest)]
     return tuple(StepProfile(low, high, 1, limits.longest_step(role)) for low, high in batches)
 
 
@@ -155,7 +158,8 @@ class PlanSource:
 def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: PlanSource, done: int) -> dict[Role, RoleEngine]:
     """Compile the plan of a group of roles; `done` plans are finished."""
     limits, graph = build.options.limits, source.graph
-    profiles = tuple(profile for role in group for profile in step_profiles(role, limits, build.options.target))
+    is_split = splits_batches(build.options.target, _encodings(build, graph))
+    profiles = tuple(profile for role in group for profile in step_profiles(role, limits, is_split))
     plugin_sm = _present_sm()[0] if build.options.plugins else None
     request = PlanRequest(profiles, limits.cache_capacity, build.options.sm, source.weights, plugin_sm)
 
@@ -173,6 +177,10 @@ def _write_plan(api: Any, build: BuildInput, group: tuple[Role, ...], source: Pl
         role: RoleEngine(file, tuple(other for other in group if other is not role), profiles, bound, scratch, constants)
         for role in group
     }
+
+
+def _encodings(build: BuildInput, graph: StepGraph) -> set[Encoding]:
+    return {build.stored.layouts[str(node.target)].encoding for node in graph.weight_nodes()}
 
 
 def _scratch(build: BuildInput, graph: StepGraph) -> tuple[TensorSpec, ...]:

@@ -17,8 +17,9 @@ def fp8_linear_network(
     """`x` [B,S,in] times `weight` fp8 [out,in] transposed; scales fp32 []."""
     api, network, dtype = emit.api, emit.network, x.dtype
     one = emit.once(("one",), lambda: emit.constant(np.array(1.0, np.float32)))
-    scaled = emit.by_rows("DIV", emit.cast(x, api.float32), input_scale)
+    wide = (1, 1, 1)
+    scaled = emit.elementwise("DIV", emit.cast(x, api.float32), emit.reshape(input_scale, wide))
     narrow = emit.output(network.add_quantize(scaled, one, api.fp8))
     y = emit.times_transposed(emit.dequantize(narrow, one, dtype), emit.dequantize(weight, one, dtype))
-    scale = emit.elementwise("PROD", input_scale, weight_scale)
-    return emit.cast(emit.by_rows("PROD", emit.cast(y, api.float32), scale), dtype)
+    scale = emit.elementwise("PROD", emit.reshape(input_scale, wide), emit.reshape(weight_scale, wide))
+    return emit.cast(emit.elementwise("PROD", emit.cast(y, api.float32), scale), dtype)

@@ -14,4 +14,4 @@ def rms_norm_network(emit: NetworkEmitter, x: NetworkTensor, weight: NetworkTens
     mean_square = emit.reduce_last("AVG", emit.elementwise("PROD", wide, wide))
     root = emit.unary("SQRT", emit.elementwise("SUM", mean_square, emit.scalar(eps, mean_square)))
     normalised = emit.cast(emit.elementwise("PROD", wide, emit.unary("RECIP", root)), x.dtype)
-    return emit.by_rows("PROD", normalised, weight)
+    return emit.scale_features(normalised, weight)
