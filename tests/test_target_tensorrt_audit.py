@@ -69,9 +69,9 @@ def audit_of(
 ) -> PlanAudit:
     """Audit of a plan of `role` that is said to be bf16, compiled from a captured step and without one pass of its pipeline."""
     stages = tuple(stage for stage in PIPELINES[Target.TENSORRT_RTX][role] if stage.run is not without)
-    run_pipeline(graph, stages, pass_options(role, model=CONFIG, precision=precision, cache_capacity=LIMITS.cache_capacity))
+    run_pipeline(graph, stages, pass_options(role, model=CONFIG, precision=precision, cache_capacity=limits.cache_capacity))
     profiles = step_profiles(role, limits, is_split=False)
-    plan = compile_plan(trt, graph, PlanRequest(profiles, LIMITS.cache_capacity, (120,)), lambda _: None)
+    plan = compile_plan(trt, graph, PlanRequest(profiles, limits.cache_capacity, (120,)), lambda _: None)
     stored = plan_weights({role: graph}, CONFIG, None)
     engine = RoleEngine("engines/x.plan", (), profiles, tuple(stored.layouts))
     context = EngineContext(CONFIG, Precision.BF16, limits, stored.layouts, stored.shapes)

@@ -44,10 +44,6 @@ def _embedding(emit: NetworkEmitter, weight: NetworkTensor, indices: NetworkTens
     return emit.output(emit.network.add_gather(weight, indices, 0))
 
 
-def _linear(emit: NetworkEmitter, x: NetworkTensor, weight: NetworkTensor) -> NetworkTensor:
-    return emit.times_transposed(x, weight)
-
-
 def _silu(emit: NetworkEmitter, x: NetworkTensor) -> NetworkTensor:
     return emit.elementwise("PROD", x, emit.output(emit.network.add_activation(x, emit.api.ActivationType.SIGMOID)))
 
@@ -88,7 +84,7 @@ def _getitem(emit: NetworkEmitter, pieces: tuple[NetworkTensor, ...], index: int
 
 NETWORK_CONVERTERS: dict[Any, Converter] = {
     _aten.embedding.default: _embedding,
-    _aten.linear.default: _linear,
+    _aten.linear.default: NetworkEmitter.times_transposed,
     _aten.silu.default: _silu,
     _aten.mul.Tensor: _binary("PROD"),
     _aten.add.Tensor: _binary("SUM"),

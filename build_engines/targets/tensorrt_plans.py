@@ -89,7 +89,7 @@ def plan_groups(build: BuildInput) -> list[tuple[Role, ...]]:
     own it gets the kernels of one row.
     """
     roles = list(build.graphs)
-    has_scales = build.quantization is not None and not _encodings(build, build.graphs[roles[0]]).isdisjoint(BAKED)
+    has_scales = not _encodings(build, build.graphs[roles[0]]).isdisjoint(BAKED)
     if not (has_scales and {Role.DECODE, Role.VERIFY} <= set(roles)):
         return [(role,) for role in roles]
     return [(Role.DECODE, Role.VERIFY) if role is Role.VERIFY else (role,) for role in roles if role is not Role.DECODE]
@@ -134,7 +134,7 @@ def splits_batches(target: Target, encodings: Iterable[Encoding]) -> bool:
 
     TensorRT tunes kernels for the sizes of a profile. TensorRT-RTX leaves that to the GPU, which compiles kernels for the sizes
     that come: a second program would launch the same products and take as long to compile as the first. Around FP8 products,
-    though, it fuses less where a batch may be one or more, or takes twice as long where rows are laid out so that it does fuse.
+    though, it fuses less where a batch may be one or more; rows [B*S,N] help most roles there, but not a draft of many layers.
     """
     return target is not Target.TENSORRT_RTX or Encoding.FP8 in encodings
 

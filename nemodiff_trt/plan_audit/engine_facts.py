@@ -14,7 +14,7 @@ from nemodiff_trt.quantization.facts import QuantizationFacts
 from nemodiff_trt.quantization.recipe import layer_of
 from nemodiff_trt.vocabulary import LinearFormat, Precision, Role
 
-# Steps of a single sequence that are audited where a role can have them.
+# Steps of the smallest batch of a profile that are audited where it takes them.
 _STEPS = (1, 2, 4, 8, 16, 32)
 _OPERANDS = {LinearFormat.FP8: "fp8", LinearFormat.NVFP4: "fp4"}
 

@@ -240,8 +240,9 @@ class TestPolicy:
                         request.observe(min(accepted, request.next_cycle.block_length - 1))
             assert lengths(rows[0]) == lengths(rows[1])
             if comes and len(rows[0]) < 4:
-                rows = [[*own, PlannedRequest(policy.acceptance, slot=len(own))]
-                        for own, policy in zip(rows, policies, strict=True)]  # fmt: skip
+                rows = [
+                    [*own, PlannedRequest(policy.acceptance, slot=len(own))] for own, policy in zip(rows, policies, strict=True)
+                ]
         assert policies[0].decisions == policies[1].decisions
 
     def test_drafting_has_to_be_clearly_better_than_ar(self) -> None:
