@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-# A few steps of a small model: slow phases of a shared machine are often no longer than a tenth of a second.
-SLICE_S = 0.01
+# Some steps of a small model, so that the first, which finds the caches as another job left them, counts for little; and short
+# against the slow phases of a shared machine.
+SLICE_S = 0.02
 
 
 def at_one_pace(

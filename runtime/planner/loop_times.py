@@ -3,88 +3,96 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 
 import numpy as np
 
-# Cycles that are remembered, an odd number, and cycles after which a candidate's own times count as much as those of all.
-_MOST_RUNS, _PRIOR_RUNS = 15, 2.0
-# The pace follows the newest cycle by this share of what it tells, and no cycle tells more than this factor.
-_NEWEST, _LARGEST = 0.1, math.log(1.5)
-# With fewer cycles a candidate is not known, and held to be so much slower than calibrated: it has to be tried out first. Of
-# what has not run for long, that many are forgotten.
-_KNOWN_RUNS, _DOUBT = 3, 1.1
+# Standard deviations of logarithms, so about shares. A cycle of a shared machine; what stays of that however many cycles a
+# stretch has; what is not known of a candidate before it ran, as calibration knows nothing of the host; and how alike a
+# candidate is with one number of rows and with another.
+_CYCLE, _STRETCH, _CANDIDATE, _ALIKE = 0.25, 0.05, 0.2, 0.5
+# By how much the pace may change within a cycle; and cycles after which a third is left of what was known of a candidate.
+_PACE_DRIFT, _MEMORY_CYCLES = 0.017, 2500.0
+# Stretches tell no more than so many standard deviations: one that something interrupted takes several times as long.
+_LARGEST_SURPRISE = 2.5
+# A candidate whose time is less certain is not known. What is less certain is held to be slower, by so much of its deviation.
+_KNOWN, _DOUBT = 0.15, 0.25
 
 
 class LoopTimes:
     """Measured over calibrated time by candidate and number of rows, where those between two powers of two count as one.
 
-    The device is faster at times and slower at others, whatever runs on it: this pace is followed by all cycles together, and
-    what is kept of a candidate is relative to it. So a candidate that runs looks no worse than one that did not run since a
-    faster time. Medians of the last cycles are kept, because a cycle that something interrupted takes many times as long.
+    The device is faster at times and slower at others, whatever runs on it. So a measured time is the product of a pace, which
+    all cycles share, and of a ratio of the candidate, which changes little. Their logarithms are followed by a Kalman filter:
+    it knows that a candidate that runs alone tells of the pace and next to nothing of its ratio to others, while one that is
+    tried out between them tells of just that.
     """
 
-    __slots__ = ("_bucket", "_is_old", "_log_pace", "_log_ratio", "_num_observed", "_num_runs", "_recent", "_touched")
+    __slots__ = ("_bucket", "_covariance", "_has_cycles", "_log", "_prior", "_shape")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
         """Start with ratios of one, for batches of up to `max_batch` rows."""
         self._bucket = [0, *((batch - 1).bit_length() for batch in range(1, max_batch + 1))]
-        shape = (num_candidates, self._bucket[-1] + 1)
-        self._log_ratio, self._num_runs = np.zeros(shape), np.zeros(shape)
-        self._is_old = np.zeros(shape, bool)
-        self._log_pace, self._num_observed = 0.0, 0
-        self._recent: dict[tuple[int, int], deque[float]] = {}
-        self._touched: set[tuple[int, int]] = set()
+        num_buckets = self._bucket[-1] + 1
+        self._shape = (num_candidates, num_buckets)
+        num_ratios = num_candidates * num_buckets
+        # The pace, then the ratios by candidate and bucket.
+        self._log = np.zeros(1 + num_ratios)
+        own = _ALIKE + (1 - _ALIKE) * np.eye(num_buckets)
+        # Of the ratios, float64 [C * buckets, C * buckets].
+        self._prior = _CANDIDATE**2 * np.kron(np.eye(num_candidates), own)
+        self._covariance = np.eye(1 + num_ratios)
+        self._covariance[1:, 1:] = self._prior
+        self._has_cycles = False
 
-    def observe(self, candidate: int, batch: int, ratio: float) -> None:
-        """Take in a cycle that took `ratio` times its calibrated time, a positive number."""
-        place = (candidate, self._bucket[batch])
-        surprise = math.log(ratio) - self._log_pace - self._log_ratio[place]
-        if self._num_observed:
-            surprise = min(max(surprise, -_LARGEST), _LARGEST)
-        self._num_observed += 1
-        self._log_pace += max(_NEWEST, 1 / self._num_observed) * surprise
-        recent = self._recent.get(place)
-        if recent is None:
-            recent = self._recent[place] = deque(maxlen=_MOST_RUNS)
-        recent.append(math.log(ratio) - self._log_pace)
-        self._touched.add(place)
-        self._is_old[place] = False
-        self._keep(place)
+    def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int) -> None:
+        """Take in a stretch of cycles that took `ratio` times their calibrated time, a positive number."""
+        log, covariance = self._log, self._covariance
+        place = 1 + candidate * self._shape[1] + self._bucket[batch]
+        self._forget(num_cycles)
+        with_time = covariance[0] + covariance[place]
+        variance = float(with_time[0] + with_time[place]) + _CYCLE**2 / num_cycles + _STRETCH**2
+        surprise = math.log(ratio) - float(log[0] + log[place])
+        if self._has_cycles:
+            most = _LARGEST_SURPRISE * math.sqrt(variance)
+            surprise = min(max(surprise, -most), most)
+        gain = with_time / variance
+        log += surprise * gain
+        covariance -= np.outer(gain, with_time)
+        self._has_cycles = True
 
-    def age(self) -> None:
-        """Take what did not run since this was called last for old, and forget the oldest cycles of it, if more are known."""
-        for place, recent in self._recent.items():
-            if place not in self._touched:
-                self._is_old[place] = True
-                for _ in range(min(_KNOWN_RUNS, len(recent) - _KNOWN_RUNS)):
-                    recent.popleft()
-                self._keep(place)
-        self._touched.clear()
-
-    def _keep(self, place: tuple[int, int]) -> None:
-        recent = self._recent[place]
-        self._num_runs[place] = len(recent)
-        self._log_ratio[place] = sorted(recent)[len(recent) // 2] * len(recent) / (len(recent) + _PRIOR_RUNS)
+    def _forget(self, num_cycles: int) -> None:
+        """Let so many cycles pass: the pace goes somewhere, ratios go back to what was known before."""
+        log, covariance, kept = self._log, self._covariance, math.exp(-num_cycles / _MEMORY_CYCLES)
+        log[1:] *= kept
+        covariance[1:] *= kept
+        covariance[:, 1:] *= kept
+        covariance[1:, 1:] += (1 - kept**2) * self._prior
+        covariance[0, 0] += num_cycles * _PACE_DRIFT**2
 
     @property
-    def has_runs(self) -> bool:
+    def has_cycles(self) -> bool:
         """Whether any cycle was heard of."""
-        return self._num_observed > 0
+        return self._has_cycles
 
-    def num_runs(self, batch: int) -> np.ndarray:
-        """Cycles of every candidate with about so many rows, no more than count; float64 [C]."""
-        found: np.ndarray = self._num_runs[:, self._bucket[batch]]
+    def deviations(self, batch: int) -> np.ndarray:
+        """How uncertain the time of every candidate with about so many rows is: of its logarithm; float64 [C]."""
+        found: np.ndarray = self._deviations()[:, self._bucket[batch]]
         return found
 
     def is_known(self, batch: int) -> np.ndarray:
-        """Of every candidate with about so many rows, whether enough cycles were heard of, and one not long ago; bool [C]."""
-        bucket = self._bucket[batch]
-        found: np.ndarray = (self._num_runs[:, bucket] >= _KNOWN_RUNS) & ~self._is_old[:, bucket]
-        return found
+        """Of every candidate with about so many rows, whether it ran often enough and not too long ago; bool [C]."""
+        return self.deviations(batch) < _KNOWN
 
     def factors(self, max_batch: int) -> np.ndarray:
         """Relative to the pace, by candidate and number of rows, float64 [C, max_batch + 1]."""
-        doubt = np.where(self._num_runs < _KNOWN_RUNS, _DOUBT, 1.0) if self._num_observed else 1.0
-        found: np.ndarray = np.exp(self._log_ratio) * doubt
+        if not self._has_cycles:
+            return np.ones((self._shape[0], max_batch + 1))
+        found: np.ndarray = np.exp(self._log[1:].reshape(self._shape) + _DOUBT * self._deviations())
         return found[:, self._bucket[: max_batch + 1]]
+
+    def _deviations(self) -> np.ndarray:
+        """Of the logarithms of times, pace included, by candidate and bucket."""
+        covariance = self._covariance
+        variances = covariance[0, 0] + 2 * covariance[0, 1:] + covariance.diagonal()[1:]
+        found: np.ndarray = np.sqrt(np.maximum(variances, 0.0)).reshape(self._shape)
+        return found

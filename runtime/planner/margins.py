@@ -18,7 +18,7 @@ class Margins:
     """
 
     change: float = 0.02
-    noise: float = 0.25
+    noise: float = 0.1
     over_ar: float = 0.05
 
     def of_a_change(self, num_cycles: float) -> float:

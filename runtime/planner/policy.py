@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens, shares_of
 from nemodiff_trt.runtime.planner.cycle_costs import CycleCosts
+from nemodiff_trt.runtime.planner.cycle_watch import CycleWatch
 from nemodiff_trt.runtime.planner.exploration import Exploration
 from nemodiff_trt.runtime.planner.group_speeds import best_split, runs_ms, speed_of, worth_of
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel
@@ -22,16 +23,13 @@ from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# Cycles a choice stands for, because choosing takes time as well: where something drafted since, or did so once the same
+# Cycles a choice stands for: where something drafted since, or did so once the same
 # requests were left as they are; where nothing drafts and there are more requests or fewer; and where nothing is new but step
 # times.
-DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 64
-# After so many cycles, what did not run since has to be tried out again.
-AGE_CYCLES = 256
-# One in so many cycles tells how long it took: watching takes time as well.
-WATCH_CYCLES = 8
-# All of these are counted at multiples of so many cycles; between two of them requests go on as they do.
-BEAT_CYCLES = 4
+DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 128
+# All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
+# time as well.
+BEAT_CYCLES = 8
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +42,6 @@ class Policy:
     """
 
     __slots__ = (
-        "_begin_s",
-        "_clock",
         "_costs",
         "_cycles",
         "_exploration",
@@ -57,9 +53,10 @@ class Policy:
         "_num_known",
         "_objective",
         "_requests",
+        "_runs",
         "_speeds",
         "_usual",
-        "_watched",
+        "_watch",
         "acceptance",
         "block_lengths",
         "decisions",
@@ -90,7 +87,7 @@ class Policy:
         self._exploration = Exploration(self._costs) if block_lengths else None
         self._margins = margins or Margins()
         self._objective = objective
-        self._clock = clock
+        self._watch = None if clock is None else CycleWatch(self._costs, clock)
         self._cycles = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
         # Requests at the last choice.
@@ -102,9 +99,8 @@ class Policy:
         # Whether the last choice, for the same requests, was as the one before.
         self._is_confirmed = False
         self._num_cycles: dict[int, int] = {}
-        # Runs of the cycle that is watched, by candidate and rows, and its calibrated milliseconds.
-        self._watched: tuple[list[tuple[int, int]], float] | None = None
-        self._begin_s = 0.0
+        # Runs of the next cycles, by candidate and rows, if they are as chosen.
+        self._runs: list[tuple[int, int]] = []
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
         self._speeds = np.zeros(len(self._costs.candidates))
         self.block_lengths = tuple(block_lengths)
@@ -131,24 +127,21 @@ class Policy:
         return float(self._costs.table(batch, history)[self._costs.places[choice.block_length], batch])
 
     def end_cycle(self) -> None:
-        """Take in how long the cycle took since `decide`, with all that the loop does for it.
+        """Take in how long the cycle took since it was decided or went on, with all that the loop does for it.
 
         Not called where other requests decoded along with those of the cycle.
         """
-        if self._watched is not None and self._clock is not None:
-            runs, calibrated_ms = self._watched
-            ratio = 1e3 * (self._clock() - self._begin_s) / calibrated_ms
-            for place, num_rows in runs if ratio > 0 else ():
-                self._costs.loop_times.observe(place, num_rows, ratio)
+        if self._watch is not None:
+            self._watch.end_cycle()
 
     def goes_on(self, requests: Sequence[PlannedRequest]) -> bool:
         """Let the next cycle of every request be as the last one was; False if `decide` has to be asked instead."""
         if requests is not self._requests or not self._is_settled or self._cycles % BEAT_CYCLES == BEAT_CYCLES - 1:
             return False
         self._cycles += 1
-        self._watched = None
-        for length, count in self._num_cycles.items():
-            self.decisions[length] += count
+        if self._watch is not None:
+            self._watch.begin_cycle()
+        self._count(self._num_cycles)
         return True
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
@@ -161,35 +154,46 @@ class Policy:
             num_waiting: requests that wait for a slot.
         """
         self._cycles += 1
-        if self._cycles % AGE_CYCLES == 0:
-            self._costs.loop_times.age()
+        is_same = requests is self._requests
+        if is_same and self._exploration is not None and self._exploration.goes_on(requests):
+            self._count(_lengths_of(requests))
+            if self._watch is not None:
+                self._watch.begin_cycle()
+            return
+        if self._watch is not None:
+            self._watch.close(history if is_same else None)
+        is_repeat = is_same and self._is_settled
         if self._has_news(requests):
             self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
-            self._num_known, self._num_chosen, self._is_settled = self.acceptance.num_observed, len(requests), False
-            self._usual = requests[-1].choice
-        is_repeat = self._is_settled
-        if not self._is_settled:
-            for request in requests:
-                assert request.choice is not None, "chosen above"
-                request.next_cycle = request.choice
-            self._num_cycles = _lengths_of(requests)
-            self._is_settled = True
-        num_cycles, is_due = self._num_cycles, self._cycles % WATCH_CYCLES == BEAT_CYCLES
-        if self._exploration is not None and self._exploration.steer(requests, history, self._speeds, self._cycles):
-            num_cycles, is_repeat, is_due = _lengths_of(requests), self._exploration.is_repeat, True
-            self._is_settled = False
-        # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
-        self._watched = self._runs_of(requests, history) if is_repeat and is_due and self._clock is not None else None
+            self._num_known, self._num_chosen, self._usual = self.acceptance.num_observed, len(requests), requests[-1].choice
+            is_repeat = is_repeat and self._is_confirmed
+        if not is_repeat:
+            self._settle(requests)
+        num_cycles, runs = self._num_cycles, self._runs
+        if self._exploration is not None and self._exploration.starts(requests, history, self._speeds, self._cycles):
+            num_cycles, runs, is_repeat, self._is_settled = _lengths_of(requests), self._runs_of(requests), False, False
+        self._count(num_cycles)
+        if self._watch is not None:
+            self._watch.open(runs, history)
+            # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
+            if is_repeat:
+                self._watch.begin_cycle()
+
+    def _count(self, num_cycles: Mapping[int, int]) -> None:
         for length, count in num_cycles.items():
             self.decisions[length] = self.decisions.get(length, 0) + count
-        if self._watched is not None and self._clock is not None:
-            self._begin_s = self._clock()
 
-    def _runs_of(self, requests: Sequence[PlannedRequest], history: float) -> tuple[list[tuple[int, int]], float]:
-        """Runs of the next cycle, by candidate and rows, and its calibrated milliseconds."""
+    def _settle(self, requests: Sequence[PlannedRequest]) -> None:
+        """Let the next cycles of all requests be as chosen."""
+        for request in requests:
+            assert request.choice is not None, "chosen before"
+            request.next_cycle = request.choice
+        self._num_cycles, self._runs, self._is_settled = _lengths_of(requests), self._runs_of(requests), True
+
+    def _runs_of(self, requests: Sequence[PlannedRequest]) -> list[tuple[int, int]]:
+        """Runs of the next cycle, by candidate and rows."""
         groups = _slots_by(requests, [self._costs.places[request.next_cycle.block_length] for request in requests])
-        runs = [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
-        return runs, self._costs.calibrated_ms(runs, history)
+        return [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
 
     def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
         """Whether to choose anew: from time to time drafts and step times are news, and other requests soon after they came.

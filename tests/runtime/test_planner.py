@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from nemodiff_trt.runtime.planner import (
 )
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
-from nemodiff_trt.runtime.planner.exploration import PROBE_CYCLES, TRIAL_SHARE
+from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TURN_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -34,17 +35,12 @@ from nemodiff_trt.runtime.session_eager import EagerSession
 from nemodiff_trt.vocabulary import Mode, Objective, Role
 from support.checkpoints import random_decoder, tiny_config
 from support.decoding import NO_REUSE, Request, expected_ar
+from support.planning import device, lengths, planned
 from support.scripted_session import ScriptedSession, guess_from, random_text
 
 LIMITS = Limits(max_batch_size=8, max_seq_len=48, block_length=32, prefill_chunk=16)
 GRID = [Step(Role.VERIFY, b, s, h) for b in (1, 4, 16, 64) for s in (4, 8, 32) for h in (100.0, 1000.0)]
 terms = st.sampled_from([0.0, 0.5, 2.0])
-
-
-def device(fixed: float, compute: float) -> LatencyModel:
-    """A GPU-like device where a step costs `fixed` until tokens are many."""
-    roles = (Role.DECODE, Role.DRAFT, Role.VERIFY)
-    return LatencyModel("made up", True, {role: Coefficients(fixed, 0.0, compute, 0.0, 0.0) for role in roles})
 
 
 class TestLatencyModel:
@@ -131,39 +127,6 @@ class TestAcceptance:
         assert model.tokens(16) < 1.3
 
 
-def planned(policy: Policy, *own: int, slots: list[int] | None = None, cycles: int = 400) -> list[PlannedRequest]:
-    """Requests that had `cycles` cycles with 32 tokens, of whose drafts so many were accepted."""
-    requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots or range(len(own))]
-    for request, accepted in zip(requests, own, strict=True):
-        request.next_cycle = Choice(32)
-        for _ in range(cycles):
-            request.observe(accepted)
-    return requests
-
-
-def lengths(requests: list[PlannedRequest]) -> list[int]:
-    return [request.next_cycle.block_length for request in requests]
-
-
-class Loop:
-    """A policy in a loop whose cycles take `ratios` times their calibrated time, by block length."""
-
-    def __init__(self, latency: LatencyModel) -> None:
-        self.now_s = 0.0
-        self.ratios = {1: 1.0, 4: 1.0, 8: 1.0}
-        self.policy = Policy(latency, [4, 8], 8, 16, clock=lambda: self.now_s)
-        self._calibrated = Policy(latency, [4, 8], 8, 16)
-
-    def run(self, requests: list[PlannedRequest], num_cycles: int, slowness: float = 1.0) -> None:
-        """Requests that decode alike, side by side."""
-        for _ in range(num_cycles):
-            self.policy.decide(requests, 100.0)
-            choice = requests[0].next_cycle
-            ms = self._calibrated.cycle_ms(choice, len(requests), 100.0)
-            self.now_s += slowness * self.ratios[choice.block_length] * ms / 1e3
-            self.policy.end_cycle()
-
-
 class TestPolicy:
     def test_long_blocks_while_tokens_are_free_and_none_when_they_cost(self) -> None:
         chosen = []
@@ -176,55 +139,6 @@ class TestPolicy:
             chosen.append(lengths(requests)[0])
         assert chosen == sorted(chosen, reverse=True)
         assert (chosen[0], chosen[-1]) == (16, 1)
-
-    def test_follows_the_times_of_the_loop(self) -> None:
-        loop = Loop(device(5.0, 0.02))
-        requests = planned(loop.policy, 0, cycles=50)
-        loop.run(requests, 40)
-        assert lengths(requests) == [1]
-        requests[0].next_cycle = Choice(8)
-        for _ in range(400):
-            requests[0].observe(2)
-        loop.run(requests, 10)
-        assert lengths(requests) == [4]
-        # A device that is slower in all it does is no reason to change; drafts that are, are.
-        for draft_ratio, drafts in ((2.0, True), (8.0, False)):
-            loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
-            loop.run(requests, 200)
-            assert requests[0].next_cycle.drafts == drafts
-
-    def test_one_interrupted_cycle_changes_nothing(self) -> None:
-        loop = Loop(device(5.0, 0.02))
-        requests = planned(loop.policy, 2, cycles=50)
-        loop.run(requests, 100)
-        for cycle in range(200):
-            loop.run(requests, 1, 50.0 if cycle % 10 == 9 else 1.0)
-            assert requests[0].choice == Choice(4)
-
-    def test_tries_out_what_may_be_faster_than_its_calibrated_time(self) -> None:
-        # By calibrated times blocks of 8 are worth no more than blocks of 4, by those of the loop they are.
-        loop = Loop(device(5.0, 0.0))
-        requests = planned(loop.policy, 2, cycles=50)
-        loop.ratios = {1: 1.0, 4: 1.0, 8: 0.5}
-        loop.run(requests, 100)
-        assert lengths(requests) == [8]
-        # What lost is not tried out again at once.
-        before = loop.policy.decisions[8]
-        loop.run(requests, 100)
-        assert loop.policy.decisions[8] == before + 100
-
-    def test_trials_cost_a_small_share_of_the_time(self) -> None:
-        # A cycle of 4 takes as long as five without drafts, and gives 3.7 tokens.
-        loop = Loop(device(1.0, 1.0))
-        requests = planned(loop.policy, 3, cycles=50)
-        for cycle in range(400):
-            requests[0].observe(1 if cycle % 5 < 1 else 3)
-        num_cycles = 64 * PROBE_CYCLES
-        loop.run(requests, num_cycles)
-        num_trials = loop.policy.decisions[4] - 64
-        lost = num_trials * (5 - 3.6) / num_cycles
-        assert num_trials >= 16
-        assert lost < 1.1 * TRIAL_SHARE
 
     @settings(deadline=None, max_examples=40)
     @given(st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=50, max_size=150))
@@ -313,8 +227,10 @@ class TestPolicy:
         for _ in range(600):
             policy.decide(requests, 0.0)
             chosen += lengths(requests)
-        assert chosen.count(1) == 600 - 600 // PROBE_CYCLES
-        assert policy.decisions == {1: chosen.count(1), 4: 600 // PROBE_CYCLES}
+        # A probe takes two steps for one token, so it costs a cycle, which the next ones have to pay for.
+        pause = TURN_CYCLES * ceil(1 / EXPLORATION_SHARE / TURN_CYCLES)
+        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, pause)]
+        assert policy.decisions == {length: chosen.count(length) for length in (1, 4)}
 
     def test_notices_that_texts_became_easy(self) -> None:
         policy = Policy(device(5.0, 0.02), [4, 8], 32, 2048)

@@ -1,0 +1,135 @@
+"""Mode auto learns how long cycles take in its loop, and what that learning costs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nemodiff_trt.runtime.planner import Choice, LatencyModel, PlannedRequest, Policy
+from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TRIAL_LENGTH
+from nemodiff_trt.runtime.planner.loop_times import LoopTimes
+from support.planning import device, lengths, planned
+
+
+class TestLoopTimes:
+    def test_a_slower_device_is_no_slower_candidate(self) -> None:
+        times = LoopTimes(2, 4)
+        for candidate in (0, 1) * 10:
+            times.observe(candidate, 4, 1.0, 8)
+        for _ in range(50):
+            times.observe(0, 4, 1.5, 8)
+        first, second = times.factors(4)[:, 4]
+        assert first / second == pytest.approx(1.0, abs=0.1)
+        # Only the other one tells which of the two it is.
+        times.observe(1, 4, 1.0, 3)
+        first, second = times.factors(4)[:, 4]
+        assert first / second > 1.2
+
+    def test_what_does_not_run_is_forgotten(self) -> None:
+        times = LoopTimes(2, 4)
+        assert not times.has_cycles
+        np.testing.assert_array_equal(times.factors(4), np.ones((2, 5)))
+        for candidate in (0, 1) * 10:
+            times.observe(candidate, 4, 1.0, 8)
+        assert times.is_known(4).all()
+        for _ in range(300):
+            times.observe(0, 4, 1.0, 8)
+        assert times.is_known(4).tolist() == [True, False]
+
+    def test_an_interrupted_stretch_tells_little(self) -> None:
+        times = LoopTimes(2, 4)
+        for candidate in (0, 1) * 10:
+            times.observe(candidate, 4, 1.0, 8)
+        times.observe(1, 4, 30.0, 8)
+        first, second = times.factors(4)[:, 4]
+        assert second / first == pytest.approx(1.0, abs=0.15)
+
+
+class Loop:
+    """A policy in a loop whose cycles take `ratios` times their calibrated time by block length, the first of a kind `cold`."""
+
+    def __init__(self, latency: LatencyModel, cold: float = 1.0) -> None:
+        self.now_s = 0.0
+        self.cold = cold
+        self.block_lengths: list[int] = []
+        self.ratios = {1: 1.0, 4: 1.0, 8: 1.0}
+        self.policy = Policy(latency, [4, 8], 8, 16, clock=lambda: self.now_s)
+        self._calibrated = Policy(latency, [4, 8], 8, 16)
+
+    def run(self, requests: list[PlannedRequest], num_cycles: int, slowness: float = 1.0) -> None:
+        """Requests that decode alike, side by side."""
+        for _ in range(num_cycles):
+            if not self.policy.goes_on(requests):
+                self.policy.decide(requests, 100.0)
+            choice = requests[0].next_cycle
+            ms = self._calibrated.cycle_ms(choice, len(requests), 100.0)
+            ms *= 1.0 if self.block_lengths[-1:] == [choice.block_length] else self.cold
+            self.block_lengths.append(choice.block_length)
+            self.now_s += slowness * self.ratios[choice.block_length] * ms / 1e3
+            self.policy.end_cycle()
+
+
+class TestLearning:
+    def test_follows_the_times_of_the_loop(self) -> None:
+        loop = Loop(device(5.0, 0.02))
+        requests = planned(loop.policy, 0, cycles=50)
+        loop.run(requests, 40)
+        assert lengths(requests) == [1]
+        requests[0].next_cycle = Choice(8)
+        for _ in range(400):
+            requests[0].observe(2)
+        loop.run(requests, 10)
+        assert lengths(requests) == [4]
+        # A device that is slower in all it does is no reason to change; drafts that are, are.
+        for draft_ratio, drafts in ((2.0, True), (8.0, False)):
+            loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
+            # While only drafts run, it seems to be the device: decoding without them has to be tried out.
+            loop.run(requests, 2000)
+            assert requests[0].next_cycle.drafts == drafts
+
+    def test_cold_cycles_after_a_change_teach_nothing(self) -> None:
+        loop = Loop(device(5.0, 0.02), cold=3.0)
+        # Blocks of 4 are worth as much as none, so both are known soon.
+        requests = planned(loop.policy, 1, cycles=50)
+        loop.run(requests, 1000)
+        assert {1, 4} <= set(loop.block_lengths)
+        of_the_loop, calibrated = (
+            policy.cycle_ms(Choice(4), 1, 100.0) / policy.cycle_ms(Choice(1), 1, 100.0)
+            for policy in (loop.policy, Policy(device(5.0, 0.02), [4, 8], 8, 16))
+        )
+        # What is less certain is held to be a little slower.
+        assert of_the_loop == pytest.approx(calibrated, rel=0.1)
+
+    def test_one_interrupted_cycle_changes_nothing(self) -> None:
+        loop = Loop(device(5.0, 0.02))
+        requests = planned(loop.policy, 2, cycles=50)
+        loop.run(requests, 100)
+        for cycle in range(200):
+            loop.run(requests, 1, 50.0 if cycle % 50 == 49 else 1.0)
+            assert requests[0].choice == Choice(4)
+
+    def test_tries_out_what_may_be_faster_than_its_calibrated_time(self) -> None:
+        # By calibrated times blocks of 8 are worth no more than blocks of 4, by those of the loop they are.
+        loop = Loop(device(5.0, 0.0))
+        requests = planned(loop.policy, 2, cycles=50)
+        loop.ratios = {1: 1.0, 4: 1.0, 8: 0.5}
+        loop.run(requests, 100)
+        assert lengths(requests) == [8]
+        # What lost is not tried out again at once.
+        before = loop.policy.decisions[8]
+        loop.run(requests, 100)
+        assert loop.policy.decisions[8] == before + 100
+
+    def test_exploring_costs_a_small_share_of_the_time(self) -> None:
+        # A cycle of 4 takes as long as five without drafts, and gives 4 tokens.
+        loop = Loop(device(1.0, 1.0))
+        requests = planned(loop.policy, 3, cycles=50)
+        num_cycles = 128 * PROBE_CYCLES
+        loop.run(requests, num_cycles)
+        drafting = [len(list(cycles)) for length, cycles in itertools.groupby(loop.block_lengths) if length == 4]
+        assert sum(drafting) * (5 - 4) / num_cycles < 1.1 * EXPLORATION_SHARE
+        # Probes do not keep trials from their turn, nor the other way around.
+        assert drafting.count(1) >= 4
+        assert drafting.count(TRIAL_LENGTH) >= 4
