@@ -33,8 +33,8 @@ class _Cycle:
     num_cold: int
 
 
-# Decoding after other runs takes 37, 27, 10 and 5 % longer (batch 1 to 8 on a CPU), and then goes on as fast as it will. A chunk of
-# prefill comes between others, or behind one like it.
+# The first four decoding steps after other runs take 37, 27, 10 and 5 % longer than later ones (batch 1 to 8 on a CPU). A
+# chunk of prefill comes between others, or behind one like it.
 _CYCLES = (_Cycle((Role.DECODE,), 9, 4), _Cycle((Role.DRAFT, Role.VERIFY), 3, 1), _Cycle((Role.PREFILL,), 2, 0))
 
 # Rounds, in which a cycle of middling time takes one turn.
@@ -72,10 +72,10 @@ def measure_steps(
 class StepTimer:
     """Takes the times of all steps as a loop that runs them sees them.
 
-    The order is random, and a turn runs a cycle a few times in a row, because a step runs faster after others like it: the
-    first decoding step after a block takes a quarter longer than those that follow. A quick cycle takes more turns than a slow
-    one. Whatever else the machine does makes single runs several times slower; so a step is as long as its median runs, and
-    what slow runs add in all is added to every step in proportion: they belong to what a loop sees, and to no step.
+    The order is random, and a turn runs a cycle a few times in a row, because a step runs faster after others like it. A quick
+    cycle takes more turns than a slow one. Whatever else the machine does makes single runs several times slower; so a step is
+    as long as its median runs, and what slow runs add in all is added to every step in proportion: they belong to what a loop
+    sees, and to no step.
     """
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.perf_counter) -> None:

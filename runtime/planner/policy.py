@@ -23,9 +23,8 @@ from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# Cycles a choice stands for: where something drafted since, or did so once the same
-# requests were left as they are; where nothing drafts and there are more requests or fewer; and where nothing is new but step
-# times.
+# Cycles a choice stands for: where something drafted since, or did so once the same requests were left as they are; where
+# nothing drafts and there are more requests or fewer; and where nothing is new but step times.
 DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 128
 # All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
 # time as well.
