@@ -50,7 +50,9 @@ class AcceptanceModel:
     @property
     def num_cycles(self) -> float:
         """Cycles that are known, older ones less."""
-        return float(_counts_of([self])[0, 0, 0])
+        if self.new_cycles:
+            _counts_of([self])
+        return float(self.counts[0, 0])
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""

@@ -19,7 +19,7 @@ class Margins:
 
     change: float = 0.02
     noise: float = 0.1
-    over_ar: float = 0.05
+    over_ar: float = 0.03
 
     def of_a_change(self, num_cycles: float) -> float:
         """That another choice has to be better by, where so many cycles are known; more than none."""

@@ -23,8 +23,8 @@ from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# Cycles a choice stands for: where something drafted since, or did so once the same requests were left as they are; where
-# nothing drafts and there are more requests or fewer; and where nothing is new but step times.
+# Cycles a choice stands for: where something drafted since, or did so once a choice was as the one before; where nothing drafts
+# and there are more requests or fewer; and where nothing is new but step times.
 DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 128
 # All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
 # time as well.
@@ -95,7 +95,7 @@ class Policy:
         self._usual: Choice | None = None
         # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
         self._is_settled = False
-        # Whether the last choice, for the same requests, was as the one before.
+        # Whether the last choice was as the one before.
         self._is_confirmed = False
         self._num_cycles: dict[int, int] = {}
         # Runs of the next cycles, by candidate and rows, if they are as chosen.
@@ -204,7 +204,7 @@ class Policy:
             fresh = [request for request in requests if request.choice is None]
             if fresh:
                 self._follow_the_others(fresh, requests)
-            self._requests, self._is_settled, self._is_confirmed = requests, False, False
+            self._requests, self._is_settled = requests, False
             if len(fresh) == len(requests):
                 return True
         has_drafted = self.acceptance.num_observed != self._num_known
