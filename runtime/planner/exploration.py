@@ -17,8 +17,9 @@ TURN_CYCLES, EXPLORATION_SHARE = 32, 0.005
 # All do for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 # How long cycles take in the loop is only learned by running them, too: all requests decode for a few in a way that did not run
-# often or lately, if it would be the fastest with a time that is so many standard deviations shorter than predicted.
-TRIAL_LENGTH, REACH = 4, 2.0
+# often or lately, so that its time has at least this standard deviation (of the logarithm), if it would be the fastest with a
+# time that is so many deviations shorter than predicted.
+TRIAL_LENGTH, UNKNOWN, REACH = 4, 0.15, 2.0
 
 
 class Exploration:
@@ -110,7 +111,7 @@ class Exploration:
         batch = max(slots) - min(slots) + 1
         cycle_ms, best = self._costs.table(batch, history)[:, batch], int(speeds.argmax())
         deviations = times.deviations(batch)
-        is_due = ~times.is_known(batch) & (speeds * np.exp(REACH * deviations) >= speeds[best])
+        is_due = (deviations >= UNKNOWN) & (speeds * np.exp(REACH * deviations) >= speeds[best])
         if not is_due.any():
             return False
         place = int(np.where(is_due, deviations, 0.0).argmax())

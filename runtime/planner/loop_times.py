@@ -14,8 +14,8 @@ _CYCLE, _STRETCH, _CANDIDATE, _ALIKE = 0.25, 0.05, 0.2, 0.5
 _PACE_DRIFT, _MEMORY_CYCLES = 0.017, 2500.0
 # Stretches tell no more than so many standard deviations: one that something interrupted takes several times as long.
 _LARGEST_SURPRISE = 2.5
-# A candidate whose time is less certain is not known. What is less certain is held to be slower, by so much of its deviation.
-_KNOWN, _DOUBT = 0.15, 0.25
+# What is less certain is held to be slower, by so much of its deviation.
+_DOUBT = 0.25
 
 
 class LoopTimes:
@@ -78,10 +78,6 @@ class LoopTimes:
         """How uncertain the time of every candidate with about so many rows is: of its logarithm; float64 [C]."""
         found: np.ndarray = self._deviations()[:, self._bucket[batch]]
         return found
-
-    def is_known(self, batch: int) -> np.ndarray:
-        """Of every candidate with about so many rows, whether it ran often enough and not too long ago; bool [C]."""
-        return self.deviations(batch) < _KNOWN
 
     def factors(self, max_batch: int) -> np.ndarray:
         """Relative to the pace, by candidate and number of rows, float64 [C, max_batch + 1]."""

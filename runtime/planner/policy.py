@@ -93,10 +93,10 @@ class Policy:
         self._num_chosen = 0
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
-        # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
-        self._is_settled = False
         # Whether the last choice was as the one before.
         self._is_confirmed = False
+        # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
+        self._is_settled = False
         self._num_cycles: dict[int, int] = {}
         # Runs of the next cycles, by candidate and rows, if they are as chosen.
         self._runs: list[tuple[int, int]] = []

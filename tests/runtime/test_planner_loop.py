@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemodiff_trt.runtime.planner import Choice, LatencyModel, PlannedRequest, Policy
-from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TRIAL_LENGTH
+from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TRIAL_LENGTH, UNKNOWN
 from nemodiff_trt.runtime.planner.loop_times import LoopTimes
 from support.planning import device, lengths, planned
 
@@ -33,10 +33,10 @@ class TestLoopTimes:
         np.testing.assert_array_equal(times.factors(4), np.ones((2, 5)))
         for candidate in (0, 1) * 10:
             times.observe(candidate, 4, 1.0, 8)
-        assert times.is_known(4).all()
+        assert (times.deviations(4) < UNKNOWN).all()
         for _ in range(300):
             times.observe(0, 4, 1.0, 8)
-        assert times.is_known(4).tolist() == [True, False]
+        assert (times.deviations(4) < UNKNOWN).tolist() == [True, False]
 
     def test_an_interrupted_stretch_tells_little(self) -> None:
         times = LoopTimes(2, 4)
@@ -85,8 +85,7 @@ class TestLearning:
         # A device that is slower in all it does is no reason to change; drafts that are, are.
         for draft_ratio, drafts in ((2.0, True), (8.0, False)):
             loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
-            # While only drafts run, it seems to be the device: decoding without them has to be tried out.
-            loop.run(requests, 2000)
+            loop.run(requests, 200)
             assert requests[0].next_cycle.drafts == drafts
 
     def test_cold_cycles_after_a_change_teach_nothing(self) -> None:
@@ -107,7 +106,7 @@ class TestLearning:
         requests = planned(loop.policy, 2, cycles=50)
         loop.run(requests, 100)
         for cycle in range(200):
-            loop.run(requests, 1, 50.0 if cycle % 50 == 49 else 1.0)
+            loop.run(requests, 1, 50.0 if cycle % 10 == 9 else 1.0)
             assert requests[0].choice == Choice(4)
 
     def test_tries_out_what_may_be_faster_than_its_calibrated_time(self) -> None:
@@ -131,5 +130,5 @@ class TestLearning:
         drafting = [len(list(cycles)) for length, cycles in itertools.groupby(loop.block_lengths) if length == 4]
         assert sum(drafting) * (5 - 4) / num_cycles < 1.1 * EXPLORATION_SHARE
         # Probes do not keep trials from their turn, nor the other way around.
-        assert drafting.count(1) >= 4
-        assert drafting.count(TRIAL_LENGTH) >= 4
+        assert drafting.count(1) >= 12
+        assert drafting.count(TRIAL_LENGTH) >= 12
