@@ -27,10 +27,10 @@ from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import PlannedRequest, Policy
 from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.rows.decider import Decider, GreedyDecider, SampledDecider
-from nemodiff_trt.runtime.rows.planned import PlannedRow
+from nemodiff_trt.runtime.rows.planned import PlannedRows
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.row_decoder import RowDecoder, RowOutput
-from nemodiff_trt.runtime.rows.start import SharedKnowledge, start_row
+from nemodiff_trt.runtime.rows.start import SharedKnowledge, start_planned, start_row
 from nemodiff_trt.runtime.sampling import SamplingWorkspace, TokenChooser
 from nemodiff_trt.runtime.sequence import FinishReason, Sequence
 from nemodiff_trt.runtime.session import Session, StepOutput
@@ -42,12 +42,15 @@ _ORDER = (Role.DRAFT, Role.DENOISE, Role.VERIFY, Role.DECODE, Role.QUADRATIC)
 
 @dataclass(slots=True)
 class _Request:
-    """One request. `donor` is a request whose prompt begins alike, `num_shared` how many tokens it will have to give."""
+    """One request. `donor` is a request whose prompt begins alike, `num_shared` how many tokens it will have to give;
+    `planned` chooses the rows of one in mode auto, from the end of its prompt on.
+    """
 
     options: GenerationOptions
     row: PromptRow | RowDecoder
     donor: int | None = None
     num_shared: int = 0
+    planned: PlannedRows | None = None
 
     @property
     def sequence(self) -> Sequence:
@@ -89,8 +92,8 @@ class TokenEngine:
         self._waiting: dict[int, _Request] = {}
         # In the order of admission, which is that of prefill.
         self._active: dict[int, _Request] = {}
-        # Rows in mode auto, in the order of their slots; None once a request came, went or ended its prompt.
-        self._planned: list[PlannedRow] | None = None
+        # Requests in mode auto, in the order of their slots; None once a request came, went or ended its prompt.
+        self._planned: list[tuple[_Request, PlannedRows]] | None = None
         self._plans: list[PlannedRequest] = []
         # Ended while they waited.
         self._dropped: list[int] = []
@@ -200,7 +203,10 @@ class TokenEngine:
         """Remove the requests that are finished; returns their numbers."""
         finished = [number for number, request in self._active.items() if request.sequence.finish_reason is not None]
         for number in finished:
-            self._keep_prefix(self._slots.slots[number], self._active.pop(number))
+            request = self._active.pop(number)
+            if request.planned is not None:
+                request.planned.end(request.sequence)
+            self._keep_prefix(self._slots.slots[number], request)
             self._carry_out(self._slots.remove(number))
             self._planned = None
         dropped, self._dropped = self._dropped, []
@@ -214,16 +220,16 @@ class TokenEngine:
         if self._planned is None:
             self._planned = []
             for slot, (_, request) in enumerate(rows):
-                if isinstance(request.row, PlannedRow) and request.row.sequence.finish_reason is None:
-                    request.row.request.slot = slot
-                    self._planned.append(request.row)
-            self._plans = [row.request for row in self._planned]
-        planned = self._planned
-        if planned and not policy.goes_on(self._plans):
-            history = sum(row.num_cached for row in planned) / len(planned)
+                if request.planned is not None and request.sequence.finish_reason is None:
+                    request.planned.request.slot = slot
+                    self._planned.append((request, request.planned))
+            self._plans = [planned.request for _, planned in self._planned]
+        if self._planned and not policy.goes_on(self._plans):
+            history = sum(request.row.num_cached for request, _ in self._planned) / len(self._planned)
             policy.decide(self._plans, history, self.num_waiting)
-            for row in planned:
-                row.follow()
+            for request, planned in self._planned:
+                assert not isinstance(request.row, PromptRow), "planned from the end of its prompt on"
+                request.row = planned.following(request.row)
 
     def _decider_for(self, sequence: Sequence, options: GenerationOptions, index: int) -> Decider:
         if not options.sampling.needs_logits:
@@ -311,6 +317,7 @@ class TokenEngine:
             if not prompt.num_remaining and prompt.sequence.finish_reason is None:
                 session = self._session
                 request.row = start_row(prompt, request.options, session.model, session.limits, self._shared)
+                request.planned = start_planned(prompt, request.options, session.model, self._shared)
                 self._planned = None
         return DecodeStep(Role.PREFILL, reports)
 
@@ -325,11 +332,13 @@ class TokenEngine:
                 own = row.fill(ids[place])
                 if layout is not None:
                     layout.row(place).copy_from(own)
-                running.append((place, number, row))
+                running.append((place, number, request, row))
         output = self._session.run(role, ids, self.cache.rows(begin, begin + len(rows)), None, layout)
         reports: dict[int, RowStep] = {}
-        for place, number, row in running:
-            reports[number] = row.absorb(_row_of(output, place))
+        for place, number, request, row in running:
+            report = reports[number] = row.absorb(_row_of(output, place))
+            if role is Role.VERIFY and request.planned is not None:
+                request.planned.take_in(row.sequence, report)
             for source, target in row.moves:
                 self.cache.move(begin + place, source, target)
             self.cache.length[begin + place] = row.num_cached

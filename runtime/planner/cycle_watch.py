@@ -9,28 +9,40 @@ from nemodiff_trt.runtime.planner.cycle_costs import CycleCosts
 # A cycle counts for no more than so many times the middle one of its stretch: what something interrupted takes many times as
 # long, and one in ten may be.
 _LONGEST = 1.5
+# Cycles of a stretch, at most: the pace of a machine changes within a second.
+_STRETCH_CYCLES = 16
 
 
 class CycleWatch:
-    """Times cycles that are alike as one stretch: single ones differ by a quarter on a shared machine."""
+    """Times cycles that are alike as one stretch: single ones differ by a quarter on a shared machine, and to take one in costs
+    as much as two percent of a short cycle. Cycles with a few rows more or less are alike, each against its own calibrated time.
+    """
 
-    __slots__ = ("_begin_s", "_clock", "_costs", "_history", "_runs", "_seconds")
+    __slots__ = ("_begin_s", "_clock", "_costs", "_kind", "_per_s", "_ratios", "_runs")
 
     def __init__(self, costs: CycleCosts, clock: Callable[[], float]) -> None:
         """Start without a stretch; `clock` is in seconds."""
         self._costs, self._clock = costs, clock
         self._runs: Sequence[tuple[int, int]] = ()
-        # Cached tokens of a row, the mean, when the stretch began.
-        self._history = 0.0
-        # Of every cycle of the stretch; and when the one under way began, if it counts.
-        self._seconds: list[float] = []
+        # Candidates and about how many rows each has; and what a second is of the calibrated time of such a cycle.
+        self._kind: list[tuple[int, int]] = []
+        self._per_s = 0.0
+        # Measured over calibrated time of every cycle of the stretch; and when the one under way began, if it counts.
+        self._ratios: list[float] = []
         self._begin_s: float | None = None
 
-    def open(self, runs: Sequence[tuple[int, int]], history: float) -> None:
-        """Start a stretch of cycles with these runs, each of them by candidate and rows."""
-        self._runs, self._history = runs, history
-        self._begin_s = None
-        self._seconds.clear()
+    def follow(self, runs: Sequence[tuple[int, int]], history: float) -> None:
+        """Expect cycles with these runs.
+
+        Args:
+            runs: of a cycle, each by candidate and rows.
+            history: cached tokens of a row, the mean.
+        """
+        kind = [(place, self._costs.loop_times.bucket(num_rows)) for place, num_rows in runs]
+        if kind != self._kind or len(self._ratios) >= _STRETCH_CYCLES:
+            self.take_in()
+        self._kind, self._runs, self._begin_s = kind, runs, None
+        self._per_s = 1e3 / self._costs.calibrated_ms(runs, history)
 
     def begin_cycle(self) -> None:
         self._begin_s = self._clock()
@@ -38,19 +50,18 @@ class CycleWatch:
     def end_cycle(self) -> None:
         """Count the cycle, if its begin was told."""
         if self._begin_s is not None:
-            self._seconds.append(self._clock() - self._begin_s)
+            self._ratios.append((self._clock() - self._begin_s) * self._per_s)
             self._begin_s = None
 
-    def close(self, history: float | None) -> None:
-        """Take in what the stretch tells; `history` at its end, None where the rows are others by now."""
-        num_cycles = len(self._seconds)
+    def take_in(self) -> None:
+        """Tell what the stretch shows until here, and start another."""
+        num_cycles = len(self._ratios)
         if not num_cycles:
             return
-        longest = _LONGEST * sorted(self._seconds)[num_cycles // 2]
-        seconds = sum(min(own, longest) for own in self._seconds)
-        if seconds <= 0:
-            return
-        middle = self._history if history is None else (self._history + history) / 2
-        ratio = 1e3 * seconds / (num_cycles * self._costs.calibrated_ms(self._runs, middle))
-        for place, num_rows in self._runs:
-            self._costs.loop_times.observe(place, num_rows, ratio, num_cycles)
+        longest = _LONGEST * sorted(self._ratios)[num_cycles // 2]
+        ratio = sum(min(own, longest) for own in self._ratios) / num_cycles
+        self._ratios.clear()
+        # A clock that stands still tells nothing.
+        if ratio > 0:
+            for place, num_rows in self._runs:
+                self._costs.loop_times.observe(place, num_rows, ratio, num_cycles)

@@ -12,7 +12,8 @@ import numpy as np
 _CYCLE, _STRETCH, _CANDIDATE, _ALIKE = 0.25, 0.05, 0.2, 0.5
 # By how much the pace may change within a cycle; and cycles after which a third is left of what was known of a candidate.
 _PACE_DRIFT, _MEMORY_CYCLES = 0.017, 2500.0
-# Stretches tell no more than so many standard deviations: one that something interrupted takes several times as long.
+# Stretches tell no more than so many standard deviations of a single cycle: one that something interrupted takes several times
+# as long.
 _LARGEST_SURPRISE = 2.5
 # What is less certain is held to be slower, by so much of its deviation.
 _DOUBT = 0.25
@@ -50,10 +51,11 @@ class LoopTimes:
         place = 1 + candidate * self._shape[1] + self._bucket[batch]
         self._forget(num_cycles)
         with_time = covariance[0] + covariance[place]
-        variance = float(with_time[0] + with_time[place]) + _CYCLE**2 / num_cycles + _STRETCH**2
+        known = float(with_time[0] + with_time[place]) + _STRETCH**2
+        variance = known + _CYCLE**2 / num_cycles
         surprise = math.log(ratio) - float(log[0] + log[place])
         if self._has_cycles:
-            most = _LARGEST_SURPRISE * math.sqrt(variance)
+            most = _LARGEST_SURPRISE * math.sqrt(known + _CYCLE**2)
             surprise = min(max(surprise, -most), most)
         gain = with_time / variance
         log += surprise * gain
@@ -68,6 +70,10 @@ class LoopTimes:
         covariance[:, 1:] *= kept
         covariance[1:, 1:] += (1 - kept**2) * self._prior
         covariance[0, 0] += num_cycles * _PACE_DRIFT**2
+
+    def bucket(self, batch: int) -> int:
+        """Batches of one bucket count as one."""
+        return self._bucket[batch]
 
     @property
     def has_cycles(self) -> bool:

@@ -159,10 +159,10 @@ class Policy:
             if self._watch is not None:
                 self._watch.begin_cycle()
             return
-        if self._watch is not None:
-            self._watch.close(history if is_same else None)
         is_repeat = is_same and self._is_settled
         if self._has_news(requests):
+            if self._watch is not None:
+                self._watch.take_in()
             self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
             self._num_known, self._num_chosen, self._usual = self.acceptance.num_observed, len(requests), requests[-1].choice
             is_repeat = is_repeat and self._is_confirmed
@@ -173,7 +173,7 @@ class Policy:
             num_cycles, runs, is_repeat, self._is_settled = _lengths_of(requests), self._runs_of(requests), False, False
         self._count(num_cycles)
         if self._watch is not None:
-            self._watch.open(runs, history)
+            self._watch.follow(runs, history)
             # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
             if is_repeat:
                 self._watch.begin_cycle()

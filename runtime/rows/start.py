@@ -13,7 +13,7 @@ from nemodiff_trt.runtime.planner import PlannedRequest, Policy
 from nemodiff_trt.runtime.rows.acceptance_histogram import AcceptanceHistogram
 from nemodiff_trt.runtime.rows.autoregressive import AutoregressiveRow
 from nemodiff_trt.runtime.rows.diffusion import DiffusionRow
-from nemodiff_trt.runtime.rows.planned import PlannedRow
+from nemodiff_trt.runtime.rows.planned import PlannedRows
 from nemodiff_trt.runtime.rows.prompt import PromptRow
 from nemodiff_trt.runtime.rows.prompt_lookup import PromptLookupRow
 from nemodiff_trt.runtime.rows.quadratic import PrunedQuadraticRow, QuadraticRow
@@ -49,13 +49,10 @@ def start_row(
         model: gives the mask id.
         limits: gives the block length where the request gives none.
         shared: of the loop.
-
-    Raises:
-        InvalidInputError: mode `auto` without a policy.
     """
     sequence, num_cached, block_length = prompt.sequence, prompt.num_cached, options.block_length_for(limits)
     decider, mask = prompt.decider, model.mask_token_id
-    if options.mode is Mode.AR:
+    if options.mode in (Mode.AR, Mode.AUTO):
         return AutoregressiveRow(sequence, num_cached, decider)
     if options.mode is Mode.DIFFUSION:
         sampler = shared.sampler if options.learned_sampler else None
@@ -65,12 +62,23 @@ def start_row(
             return QuadraticRow(sequence, num_cached, block_length, mask, decider)
         histogram = shared.acceptance.setdefault(block_length, AcceptanceHistogram(block_length))
         return PrunedQuadraticRow(sequence, num_cached, block_length, mask, decider, options.draft_groups, histogram)
-    if options.mode is Mode.AUTO:
-        if shared.policy is None:
-            raise InvalidInputError("mode", str(options.mode), "a fixed mode: there are no step times to choose by")
-        return PlannedRow(sequence, num_cached, mask, decider, PlannedRequest(shared.policy.acceptance))
     if options.lookup_ngram:
         return PromptLookupRow(sequence, num_cached, block_length, decider, options.lookup_ngram)
     if options.num_leaves:
         return TreeSpeculationRow(sequence, num_cached, block_length, mask, decider, options.num_leaves)
     return SelfSpeculationRow(sequence, num_cached, block_length, mask, decider, options.threshold or 0.0)
+
+
+def start_planned(
+    prompt: PromptRow, options: GenerationOptions, model: ModelConfig, shared: SharedKnowledge
+) -> PlannedRows | None:
+    """What gives the rows behind the first to a request in mode `auto`, None in other modes; arguments as of `start_row`.
+
+    Raises:
+        InvalidInputError: mode `auto` without a policy.
+    """
+    if options.mode is not Mode.AUTO:
+        return None
+    if shared.policy is None:
+        raise InvalidInputError("mode", str(options.mode), "a fixed mode: there are no step times to choose by")
+    return PlannedRows(model.mask_token_id, prompt.decider, PlannedRequest(shared.policy.acceptance))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nemodiff_trt.runtime.decisions import accept_draft
 from nemodiff_trt.runtime.sampling.chooser import TokenChooser
 
 # Streams of noise that rejection draws from. They must be independent of each other, and a position that is drafted again must
@@ -21,6 +22,10 @@ def accept_coupled(chooser: TokenChooser, drafts: np.ndarray, logits: np.ndarray
         logits: float32 [N+1,V], of a causal run: row n for the token at `position` + n if the drafts before it are right.
         position: in the answer, from 0.
     """
+    if chooser.chooses_at_once:
+        chosen = chooser.choose_block(logits, position)
+        found: list[int] = chosen[: accept_draft(drafts, chosen) + 1].tolist()
+        return found
     tokens: list[int] = []
     for row, draft in enumerate([*drafts.tolist(), None]):
         tokens.append(chooser.choose(logits[row], position + row, pending=tokens))

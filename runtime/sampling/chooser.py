@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.runtime.sampling.filters import kept_tokens
+from nemodiff_trt.runtime.sampling.filters import keeps_all, kept_tokens
 from nemodiff_trt.runtime.sampling.noise import derived_seed, gumbel, hashes, stream_key, stream_uniforms
 from nemodiff_trt.runtime.sampling.options import SamplingOptions
 from nemodiff_trt.runtime.sampling.penalties import Penalties
+from nemodiff_trt.runtime.sampling.position_noise import PositionNoise
 from nemodiff_trt.runtime.sampling.workspace import SamplingWorkspace
 
 # The noise that answers are drawn with. Other streams may be used for what must be independent of it.
@@ -30,7 +31,7 @@ class TokenChooser:
     (the coupling of arXiv 2408.07978). Nothing is drawn from a generator with state, and logits are not changed.
     """
 
-    __slots__ = ("_penalties", "_work", "options", "seed")
+    __slots__ = ("_noise", "_penalties", "_work", "chooses_at_once", "options", "seed")
 
     def __init__(
         self,
@@ -53,6 +54,13 @@ class TokenChooser:
         self.seed = derived_seed(secrets.randbits(64) if options.seed is None else options.seed, index)
         self._work = workspace
         self._penalties = Penalties(options, workspace.vocab_size, prompt, answer)
+        # Whether a block costs little more than a token: nothing about scores is changed, whatever the tokens before it are.
+        self.chooses_at_once = (
+            workspace.vocab_size <= _SMALL_VOCABULARY
+            and not (options.is_greedy or options.has_penalties or options.bias_pairs)
+            and keeps_all(options, workspace.vocab_size)
+        )
+        self._noise = PositionNoise(workspace.counter, self.seed, ANSWER_STREAM)
 
     def choose(self, logits: np.ndarray, position: int, pending: Sequence[int] = (), stream: int = ANSWER_STREAM) -> int:
         """One token.
@@ -89,6 +97,8 @@ class TokenChooser:
         Returns:
             int64 [N].
         """
+        if self.chooses_at_once and stream == ANSWER_STREAM:
+            return self._choose_at_once(logits, first_position, offsets)
         rows = range(len(logits)) if offsets is None else offsets.tolist()
         tokens = [self.choose(logits[row], first_position + row, stream=stream) for row in rows]
         return np.array(tokens, np.int64)
@@ -118,9 +128,24 @@ class TokenChooser:
         scores[mask] = -np.inf
         best_id = int(scores.argmax())
         best = float(scores[best_id])
-        if not np.isfinite(best):
-            raise InvalidInputError("logits", best, "finite numbers: the engine computed something else")
+        _check_finite(scores[best_id : best_id + 1])
         return scores, best_id, best
+
+    def _choose_at_once(self, logits: np.ndarray, first_position: int, offsets: np.ndarray | None) -> np.ndarray:
+        """`choose_block` where `chooses_at_once`. Every number is computed as `choose` does, so equal scores stay equal."""
+        noise = self._noise.at(first_position, len(logits))
+        if offsets is not None:
+            logits, noise = logits[offsets], noise[offsets]
+        scores = self._work.block(len(logits))
+        np.copyto(scores, logits)
+        scores[:, self._work.mask_token_id] = -np.inf
+        best = scores.max(axis=1, keepdims=True)
+        _check_finite(best)
+        scores -= best
+        scores /= self.options.temperature
+        scores += noise
+        tokens: np.ndarray = scores.argmax(axis=1)
+        return tokens
 
     def _draw(self, scores: np.ndarray, ids: np.ndarray, best: float, key: int) -> int:
         """The winner among `ids`; noise is made for these only."""
@@ -148,3 +173,10 @@ class TokenChooser:
         np.right_shift(bits, np.uint64(64 - _LEADING_BITS), out=bits)
         np.copyto(leading, bits, casting="unsafe")
         return self._draw(scores, np.flatnonzero(leading <= limit), best, key)
+
+
+def _check_finite(best: np.ndarray) -> None:
+    """Refuse rows whose largest score is NaN, as it is with any NaN among them, or infinite."""
+    if not np.isfinite(best).all():
+        wrong = float(best[~np.isfinite(best)][0])
+        raise InvalidInputError("logits", wrong, "finite numbers: the engine computed something else")

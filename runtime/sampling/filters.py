@@ -19,6 +19,11 @@ _BINS_PER_NAT = 16.0
 _NUM_BINS = 1024
 
 
+def keeps_all(options: SamplingOptions, vocab_size: int) -> bool:
+    """Whether every token of the vocabulary is left, whatever the scores."""
+    return not 0 < options.top_k < vocab_size and options.top_p >= 1 and options.min_p <= 0
+
+
 def kept_tokens(scores: np.ndarray, best: float, options: SamplingOptions, scratch: np.ndarray) -> np.ndarray | None:
     """Token ids that top-k, top-p and min-p leave. Of equal scores those with the lowest ids are kept.
 

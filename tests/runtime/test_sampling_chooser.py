@@ -10,7 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nemodiff_trt.errors import InvalidInputError
-from nemodiff_trt.runtime.sampling import SamplingOptions, SamplingWorkspace, TokenChooser, token_confidence, token_logprobs
+from nemodiff_trt.runtime.sampling import (
+    SamplingOptions,
+    SamplingWorkspace,
+    TokenChooser,
+    accept_coupled,
+    token_confidence,
+    token_logprobs,
+)
 from nemodiff_trt.runtime.sampling.noise import counters, gumbel, hashes, stream_key, stream_uniforms
 from support.chi_square import LIMIT, deviation
 
@@ -158,6 +165,28 @@ class TestPurity:
         each = [chooser.choose(row, 20 + offset) for offset, row in enumerate(logits)]
         assert chooser.choose_block(logits, 20).tolist() == each
         assert chooser.choose_block(logits, 20, np.array([4, 1])).tolist() == [each[4], each[1]]
+
+    @QUICK
+    @given(st.integers(0, 10**6), st.lists(st.tuples(st.integers(0, 150), st.integers(1, 40)), min_size=1, max_size=8))
+    def test_blocks_are_chosen_as_their_tokens_are(self, seed: int, blocks: list[tuple[int, int]]) -> None:
+        """Wherever they begin, and whatever was chosen before: noise is kept between blocks."""
+        chooser, alone = (make(temperature=1.3, seed=seed) for _ in range(2))
+        for begin, length in blocks:
+            logits = np.stack([random_logits(seed + row, 40) for row in range(length)])
+            each = [alone.choose(row, begin + offset) for offset, row in enumerate(logits)]
+            assert chooser.choose_block(logits, begin).tolist() == each
+            drafts = np.array(each[:-1], np.int64)
+            assert accept_coupled(chooser, drafts, logits, begin) == each
+            if length > 1:
+                drafts[length // 2 - 1] = MASK
+                assert accept_coupled(chooser, drafts, logits, begin) == each[: length // 2]
+
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf])
+    def test_a_block_with_a_logit_that_is_no_number_is_refused(self, wrong: float) -> None:
+        logits = np.zeros((3, 40), np.float32)
+        logits[1, 7] = wrong
+        with pytest.raises(InvalidInputError, match="finite numbers"):
+            make(temperature=1.0).choose_block(logits, 0)
 
     def test_answers_to_one_prompt_differ(self) -> None:
         logits, workspace = np.zeros(1000, np.float32), SamplingWorkspace(1000, MASK)
