@@ -14,8 +14,9 @@ _STRETCH_CYCLES = 16
 
 
 class CycleWatch:
-    """Times cycles that are alike as one stretch: single ones differ by a quarter on a shared machine, and to take one in costs
-    as much as two percent of a short cycle. Cycles with a few rows more or less are alike, each against its own calibrated time.
+    """Times cycles that are alike as one stretch: single ones differ by a quarter on a shared machine, and to take in what they
+    show costs as much as some percent of a short one. Cycles with a few rows more or less are alike, each against its own
+    calibrated time.
     """
 
     __slots__ = ("_begin_s", "_clock", "_costs", "_kind", "_per_s", "_ratios", "_runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,20 +13,34 @@ from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 
 # Exploring starts at multiples of so many cycles, if it may cost time again: a cycle that drafts may take as long as ten that
 # do not. By what is predicted, exploring costs this share of the time; after something costly it takes longer until the next.
-TURN_CYCLES, EXPLORATION_SHARE = 32, 0.005
+# What is learned early serves longest: of cycle n, `EARLY` / n may be spent as well.
+TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.01, 10.0
 # Acceptance is only learned by drafting: where that was given up, one request drafts once more after so many cycles at least.
 # All do for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
-# How long cycles take in the loop is only learned by running them, too: all requests decode for a few in a way that did not run
-# often or lately, so that its time has at least this standard deviation (of the logarithm), if it would be the fastest with a
-# time that is so many deviations shorter than predicted.
-TRIAL_LENGTH, UNKNOWN, REACH = 4, 0.15, 2.0
+# How long cycles take in the loop is only learned by running them, too: all requests decode for a few in another way, for as
+# many as lose half a cycle by what is predicted, and so many at least and at most: a way that is close to the best takes more
+# of them to tell apart, and costs less. What is learned serves for so many cycles of what takes longer, this way or the best.
+TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 200.0
+# Of the first cycle of its kind, because it finds cold caches: what it takes beyond those that follow.
+COLD_SHARE = 0.35
 
 
 class Exploration:
     """Probes of one request's acceptance, and trials of how long the cycles of a candidate take."""
 
-    __slots__ = ("_costs", "_debt_ms", "_is_probe_next", "_left", "_next_probe", "_num_probes", "_probed", "_trial", "_turn")
+    __slots__ = (
+        "_costs",
+        "_debt_ms",
+        "_is_over",
+        "_is_probe_next",
+        "_left",
+        "_next_probe",
+        "_num_probes",
+        "_probed",
+        "_trial",
+        "_turn",
+    )
 
     def __init__(self, costs: CycleCosts) -> None:
         """Start without anything under way."""
@@ -37,6 +52,8 @@ class Exploration:
         self._trial: Choice | None = None
         # Cycles of the trial that are still to come.
         self._left = 0
+        # Whether a trial ended since this was asked.
+        self._is_over = False
         # The request that drafted by itself in the last cycle, how, and tokens of a cycle that make it promising.
         self._probed: tuple[PlannedRequest, Choice, float] | None = None
 
@@ -46,9 +63,15 @@ class Exploration:
             return False
         assert self._trial is not None, "set where a trial starts"
         self._left -= 1
+        self._is_over = not self._left
         for request in requests:
             request.next_cycle = self._trial
         return True
+
+    def has_result(self) -> bool:
+        """Whether a trial ended since this was asked the last time."""
+        is_over, self._is_over = self._is_over, False
+        return is_over and not self._left
 
     def starts(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray, cycle: int) -> bool:
         """Set the next cycle of some or all requests otherwise, if it is time.
@@ -68,7 +91,8 @@ class Exploration:
     def _take_turn(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray, cycle: int) -> None:
         """Start a probe or a trial, if one is due and the cycles since the last turn have paid for what exploring has cost."""
         cycle_ms = self._costs.table(len(requests), history)[speeds.argmax(), len(requests)]
-        self._debt_ms = max(0.0, self._debt_ms - EXPLORATION_SHARE * (cycle - self._turn) * float(cycle_ms))
+        share = EXPLORATION_SHARE + EARLY / cycle
+        self._debt_ms = max(0.0, self._debt_ms - share * (cycle - self._turn) * float(cycle_ms))
         self._turn = cycle
         if not self._debt_ms:
             first, second = self._start_probe, self._start_trial
@@ -100,9 +124,9 @@ class Exploration:
             self._trial, self._left = choice, PROMISING_LENGTH
 
     def _start_trial(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray) -> bool:
-        """Let all requests decode for a few cycles in a way that may be the fastest and is not known, or was long ago.
+        """Let all requests decode for a few cycles in the way of which that promises most, if it promises more than it costs.
 
-        The least known comes first.
+        What it promises is the knowledge gradient: how much faster the best is expected to be once the trial was seen.
         """
         times = self._costs.loop_times
         if not times.has_cycles:
@@ -110,11 +134,33 @@ class Exploration:
         slots = [request.slot for request in requests]
         batch = max(slots) - min(slots) + 1
         cycle_ms, best = self._costs.table(batch, history)[:, batch], int(speeds.argmax())
-        deviations = times.deviations(batch)
-        is_due = (deviations >= UNKNOWN) & (speeds * np.exp(REACH * deviations) >= speeds[best])
-        if not is_due.any():
+        lost = 1 - speeds / speeds[best]
+        shortest, longest = TRIAL_LENGTHS
+        num_cycles = np.clip(np.round(TRIAL_COST / np.maximum(lost, 1e-9)), shortest, longest).astype(int)
+        # The first cycle of its kind is not counted.
+        gains = expected_gains(-np.log1p(-lost), times.learnable(best, batch, num_cycles - 1))
+        cost_ms = num_cycles * lost * cycle_ms + COLD_SHARE * (cycle_ms + cycle_ms[best])
+        worth_ms = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains - cost_ms
+        worth_ms[best] = 0.0
+        place = int(worth_ms.argmax())
+        if worth_ms[place] <= 0:
             return False
-        place = int(np.where(is_due, deviations, 0.0).argmax())
-        self._debt_ms = TRIAL_LENGTH * float(cycle_ms[place] * (1 - speeds[place] / speeds[best]))
-        self._trial, self._left, self._is_probe_next = self._costs.candidates[place], TRIAL_LENGTH, True
+        self._debt_ms = float(cost_ms[place])
+        self._trial, self._left, self._is_probe_next = self._costs.candidates[place], int(num_cycles[place]), True
         return True
+
+
+def expected_gains(gaps: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """By how much numbers that lie `gaps` below the best are expected to rise above it, if they change at random.
+
+    Args:
+        gaps: float64 [C], none negative.
+        deviations: standard deviations of normally distributed changes, float64 [C].
+    """
+    found = np.zeros(len(gaps))
+    for place, (gap, deviation) in enumerate(zip(gaps.tolist(), deviations.tolist(), strict=True)):
+        if deviation > 0:
+            z = gap / deviation
+            density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+            found[place] = deviation * (density - z * math.erfc(z / math.sqrt(2)) / 2)
+    return found

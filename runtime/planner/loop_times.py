@@ -14,7 +14,8 @@ _CYCLE, _STRETCH, _CANDIDATE, _ALIKE = 0.25, 0.05, 0.2, 0.5
 _PACE_DRIFT, _MEMORY_CYCLES = 0.017, 2500.0
 # Stretches tell no more than so many standard deviations of a single cycle: one that something interrupted takes several times
 # as long.
-_LARGEST_SURPRISE = 2.5
+# What surprises more is either that, or the device is another than before: it counts as so many cycles of not running.
+_LARGEST_SURPRISE, _UNEXPLAINED_CYCLES = 2.5, 1000
 # What is less certain is held to be slower, by so much of its deviation.
 _DOUBT = 0.25
 
@@ -50,17 +51,23 @@ class LoopTimes:
         log, covariance = self._log, self._covariance
         place = 1 + candidate * self._shape[1] + self._bucket[batch]
         self._forget(num_cycles)
-        with_time = covariance[0] + covariance[place]
-        known = float(with_time[0] + with_time[place]) + _STRETCH**2
-        variance = known + _CYCLE**2 / num_cycles
         surprise = math.log(ratio) - float(log[0] + log[place])
         if self._has_cycles:
-            most = _LARGEST_SURPRISE * math.sqrt(known + _CYCLE**2)
-            surprise = min(max(surprise, -most), most)
+            most = _LARGEST_SURPRISE * math.sqrt(self._variance(place) + _CYCLE**2)
+            if abs(surprise) > most:
+                surprise = math.copysign(most, surprise)
+                self._forget(_UNEXPLAINED_CYCLES)
+        with_time = covariance[0] + covariance[place]
+        variance = self._variance(place) + _CYCLE**2 / num_cycles
         gain = with_time / variance
         log += surprise * gain
         covariance -= np.outer(gain, with_time)
         self._has_cycles = True
+
+    def _variance(self, place: int) -> float:
+        """Of the logarithm of the mean time of cycles beyond counting."""
+        covariance = self._covariance
+        return float(covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place]) + _STRETCH**2
 
     def _forget(self, num_cycles: int) -> None:
         """Let so many cycles pass: the pace goes somewhere, ratios go back to what was known before."""
@@ -83,6 +90,24 @@ class LoopTimes:
     def deviations(self, batch: int) -> np.ndarray:
         """How uncertain the time of every candidate with about so many rows is: of its logarithm; float64 [C]."""
         found: np.ndarray = self._deviations()[:, self._bucket[batch]]
+        return found
+
+    def learnable(self, best: int, batch: int, num_cycles: np.ndarray) -> np.ndarray:
+        """By how much a stretch of every candidate may change what is known of its time against that of `best`.
+
+        Args:
+            best: a candidate.
+            batch: rows of both.
+            num_cycles: of the stretch, int64 [C], positive.
+
+        Returns:
+            Standard deviations of the change of logarithms, float64 [C]; 0 for `best`.
+        """
+        places = 1 + np.arange(self._shape[0]) * self._shape[1] + self._bucket[batch]
+        own = places[best]
+        variances = self._covariance.diagonal()[places]
+        known = np.maximum(variances + self._covariance[own, own] - 2 * self._covariance[own, places], 0.0)
+        found: np.ndarray = known / np.sqrt(known + _CYCLE**2 / num_cycles + _STRETCH**2)
         return found
 
     def factors(self, max_batch: int) -> np.ndarray:

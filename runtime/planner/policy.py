@@ -24,8 +24,8 @@ from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
 # Cycles a choice stands for: where something drafted since, or did so once a choice was as the one before; where nothing drafts
-# and there are more requests or fewer; and where nothing is new but step times.
-DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 16, 128
+# and as many requests came or went as there are; and where nothing is new but step times.
+DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
 # All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
 # time as well.
 BEAT_CYCLES = 8
@@ -47,6 +47,7 @@ class Policy:
         "_is_confirmed",
         "_is_settled",
         "_margins",
+        "_num_arrivals",
         "_num_chosen",
         "_num_cycles",
         "_num_known",
@@ -89,8 +90,8 @@ class Policy:
         self._watch = None if clock is None else CycleWatch(self._costs, clock)
         self._cycles = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
-        # Requests at the last choice.
-        self._num_chosen = 0
+        # Requests at the last choice, and those that came since.
+        self._num_chosen = self._num_arrivals = 0
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the last choice was as the one before.
@@ -164,7 +165,8 @@ class Policy:
             if self._watch is not None:
                 self._watch.take_in()
             self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
-            self._num_known, self._num_chosen, self._usual = self.acceptance.num_observed, len(requests), requests[-1].choice
+            self._num_known, self._usual = self.acceptance.num_observed, requests[-1].choice
+            self._num_chosen, self._num_arrivals = len(requests), 0
             is_repeat = is_repeat and self._is_confirmed
         if not is_repeat:
             self._settle(requests)
@@ -205,10 +207,14 @@ class Policy:
             if fresh:
                 self._follow_the_others(fresh, requests)
             self._requests, self._is_settled = requests, False
+            self._num_arrivals += len(fresh)
             if len(fresh) == len(requests):
                 return True
+        if self._exploration is not None and self._exploration.has_result():
+            return True
         has_drafted = self.acceptance.num_observed != self._num_known
-        has_changed = len(requests) != self._num_chosen
+        num_departures = self._num_chosen + self._num_arrivals - len(requests)
+        has_changed = self._num_arrivals + num_departures >= len(requests)
         drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
         cycles = drafting_cycles if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0

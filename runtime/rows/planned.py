@@ -44,7 +44,7 @@ class PlannedRows:
         return SelfSpeculationRow(sequence, num_cached, choice.block_length, self._mask_token_id, self._decider)
 
     def take_in(self, sequence: Sequence, report: RowStep) -> None:
-        """Tell the request of a verification. The last one of an answer is cut, so it does not tell how far drafts are right."""
+        """Tell the request of a verification. The last of an answer is cut, so it does not show how far drafts are right."""
         if sequence.finish_reason is None:
             self.request.observe(report.accepted)
 

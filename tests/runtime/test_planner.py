@@ -248,6 +248,23 @@ class TestPolicy:
         assert drafting_since is not None
         assert drafting_since < PROBE_CYCLES + 20
 
+    def test_other_requests_get_a_choice_of_their_own(self) -> None:
+        # Drafts of most texts are right, those of these two are not.
+        policy = Policy(device(5.0, 0.02), [4, 8], 8, 16)
+        planned(policy, 7, cycles=400)
+        requests = planned(policy, 0, 0, cycles=20)
+        for _ in range(40):
+            policy.decide(requests, 0.0)
+        assert lengths(requests) == [1, 1]
+        # They leave one after the other, so there is always one that the next can follow.
+        for slot in range(2):
+            requests = [
+                PlannedRequest(policy.acceptance, slot=slot) if request.slot == slot else request for request in requests
+            ]
+            for _ in range(8):
+                policy.decide(requests, 0.0)
+        assert lengths(requests) == [8, 8]
+
     @settings(deadline=None, max_examples=60)
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
