@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from nemodiff_trt.runtime.planner import (
 )
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
-from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TURN_CYCLES
+from nemodiff_trt.runtime.planner.exploration import PROBE_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -227,9 +226,8 @@ class TestPolicy:
         for _ in range(600):
             policy.decide(requests, 0.0)
             chosen += lengths(requests)
-        # A probe takes two steps for one token, so it costs a cycle, which the next ones have to pay for.
-        pause = TURN_CYCLES * ceil(1 / EXPLORATION_SHARE / TURN_CYCLES)
-        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, pause)]
+        # A probe takes two steps for one token, so it costs a cycle, which this early those until the next one pay for.
+        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, PROBE_CYCLES)]
         assert policy.decisions == {length: chosen.count(length) for length in (1, 4)}
 
     def test_notices_that_texts_became_easy(self) -> None:

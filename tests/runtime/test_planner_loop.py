@@ -52,7 +52,6 @@ class TestLoopTimes:
         first, second = times.factors(4)[:, 4]
         assert second / first == pytest.approx(1.0, abs=0.15)
 
-
     def test_what_is_known_has_little_to_be_learned(self) -> None:
         times = LoopTimes(2, 4)
         for candidate in (0, 1):
