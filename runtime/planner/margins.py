@@ -17,9 +17,9 @@ class Margins:
             acceptance that may be wrong; and two groups so much more than one.
     """
 
-    change: float = 0.01
-    noise: float = 0.05
-    over_ar: float = 0.015
+    change: float = 0.02
+    noise: float = 0.1
+    over_ar: float = 0.03
 
     def of_a_change(self, num_cycles: float) -> float:
         """That another choice has to be better by, where so many cycles are known; more than none."""

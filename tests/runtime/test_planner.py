@@ -263,6 +263,17 @@ class TestPolicy:
                 policy.decide(requests, 0.0)
         assert lengths(requests) == [8, 8]
 
+    def test_longer_histories_are_news(self) -> None:
+        # Reading the cache once for every token is what costs here.
+        roles = (Role.DECODE, Role.DRAFT, Role.VERIFY)
+        terms = {role: Coefficients(1.0, 0.0, 0.5, 0.0, 0.05) for role in roles}
+        policy = Policy(LatencyModel("made up", True, terms), [4, 8], 8, 16)
+        requests = planned(policy, 2, 2)
+        for history in (1.0, 200.0):
+            for _ in range(8):
+                policy.decide(requests, history)
+            assert requests[0].next_cycle.drafts == (history > 100)
+
     @settings(deadline=None, max_examples=60)
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
