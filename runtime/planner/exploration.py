@@ -14,7 +14,7 @@ from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 # Exploring starts at multiples of so many cycles, if it may cost time again: a cycle that drafts may take as long as ten that
 # do not. By what is predicted, exploring costs this share of the time; after something costly it takes longer until the next.
 # What is learned early serves longest: of cycle n, `EARLY` / n may be spent as well.
-TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.005, 10.0
+TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.01, 10.0
 # Acceptance is only learned by drafting: where that was given up, one request drafts once more after so many cycles at least.
 # All do for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2

@@ -24,11 +24,8 @@ from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
 # Cycles a choice stands for: where something drafted since, or did so once a choice was as the one before; where nothing drafts
-# and as many requests came or went as there are, or have other histories; and where nothing is new but step times.
-DRAFTING_CYCLES, CONFIRMED_CYCLES, CHANGED_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
-# Decoding reads the cache once for a token and drafting twice for a block, so long histories are for long blocks. A history is
-# another one if it is longer or shorter by this share, and some tokens.
-OTHER_HISTORY, OTHER_TOKENS = 0.25, 8
+# and as many requests came or went as there are; and where nothing is new but step times.
+DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
 # All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
 # time as well.
 BEAT_CYCLES = 8
@@ -47,7 +44,6 @@ class Policy:
         "_costs",
         "_cycles",
         "_exploration",
-        "_history",
         "_is_confirmed",
         "_is_settled",
         "_margins",
@@ -94,9 +90,8 @@ class Policy:
         self._watch = None if clock is None else CycleWatch(self._costs, clock)
         self._cycles = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
-        # Requests at the last choice and their mean history, and how many came since.
+        # Requests at the last choice, and those that came since.
         self._num_chosen = self._num_arrivals = 0
-        self._history = 0.0
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the last choice was as the one before.
@@ -166,12 +161,12 @@ class Policy:
                 self._watch.begin_cycle()
             return
         is_repeat = is_same and self._is_settled
-        if self._has_news(requests, history):
+        if self._has_news(requests):
             if self._watch is not None:
                 self._watch.take_in()
             self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
             self._num_known, self._usual = self.acceptance.num_observed, requests[-1].choice
-            self._num_chosen, self._num_arrivals, self._history = len(requests), 0, history
+            self._num_chosen, self._num_arrivals = len(requests), 0
             is_repeat = is_repeat and self._is_confirmed
         if not is_repeat:
             self._settle(requests)
@@ -201,7 +196,7 @@ class Policy:
         groups = _slots_by(requests, [self._costs.places[request.next_cycle.block_length] for request in requests])
         return [(place, end - begin) for place, slots in groups.items() for begin, end in ranges(slots)]
 
-    def _has_news(self, requests: Sequence[PlannedRequest], history: float) -> bool:
+    def _has_news(self, requests: Sequence[PlannedRequest]) -> bool:
         """Whether to choose anew: from time to time drafts and step times are news, and other requests soon after they came.
 
         Until then those that came decode as most others do.
@@ -219,10 +214,9 @@ class Policy:
             return True
         has_drafted = self.acceptance.num_observed != self._num_known
         num_departures = self._num_chosen + self._num_arrivals - len(requests)
-        has_others = self._num_arrivals + num_departures >= len(requests)
-        is_far = abs(history - self._history) > OTHER_HISTORY * self._history + OTHER_TOKENS
+        has_changed = self._num_arrivals + num_departures >= len(requests)
         drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
-        cycles = drafting_cycles if has_drafted else CHANGED_CYCLES if has_others or is_far else QUIET_CYCLES
+        cycles = drafting_cycles if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from nemodiff_trt.runtime.planner import (
 )
 from nemodiff_trt.runtime.planner.acceptance import expected_tokens
 from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
-from nemodiff_trt.runtime.planner.exploration import PROBE_CYCLES
+from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TURN_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -226,8 +227,9 @@ class TestPolicy:
         for _ in range(600):
             policy.decide(requests, 0.0)
             chosen += lengths(requests)
-        # A probe takes two steps for one token, so it costs a cycle, which this early those until the next one pay for.
-        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, PROBE_CYCLES)]
+        # A probe takes two steps for one token, so it costs a cycle, which the next ones have to pay for.
+        pause = TURN_CYCLES * ceil(1 / EXPLORATION_SHARE / TURN_CYCLES)
+        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, pause)]
         assert policy.decisions == {length: chosen.count(length) for length in (1, 4)}
 
     def test_notices_that_texts_became_easy(self) -> None:
@@ -262,17 +264,6 @@ class TestPolicy:
             for _ in range(8):
                 policy.decide(requests, 0.0)
         assert lengths(requests) == [8, 8]
-
-    def test_longer_histories_are_news(self) -> None:
-        # Reading the cache once for every token is what costs here.
-        roles = (Role.DECODE, Role.DRAFT, Role.VERIFY)
-        terms = {role: Coefficients(1.0, 0.0, 0.5, 0.0, 0.05) for role in roles}
-        policy = Policy(LatencyModel("made up", True, terms), [4, 8], 8, 16)
-        requests = planned(policy, 2, 2)
-        for history in (1.0, 200.0):
-            for _ in range(8):
-                policy.decide(requests, history)
-            assert requests[0].next_cycle.drafts == (history > 100)
 
     @settings(deadline=None, max_examples=60)
     @given(st.data())
