@@ -68,10 +68,10 @@ class Exploration:
             request.next_cycle = self._trial
         return True
 
-    def has_result(self) -> bool:
+    def take_result(self) -> bool:
         """Whether a trial ended since this was asked the last time."""
         is_over, self._is_over = self._is_over, False
-        return is_over and not self._left
+        return is_over
 
     def starts(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray, cycle: int) -> bool:
         """Set the next cycle of some or all requests otherwise, if it is time.

@@ -87,11 +87,6 @@ class LoopTimes:
         """Whether any cycle was heard of."""
         return self._has_cycles
 
-    def deviations(self, batch: int) -> np.ndarray:
-        """How uncertain the time of every candidate with about so many rows is: of its logarithm; float64 [C]."""
-        found: np.ndarray = self._deviations()[:, self._bucket[batch]]
-        return found
-
     def learnable(self, best: int, batch: int, num_cycles: np.ndarray) -> np.ndarray:
         """By how much a stretch of every candidate may change what is known of its time against that of `best`.
 
@@ -114,11 +109,11 @@ class LoopTimes:
         """Relative to the pace, by candidate and number of rows, float64 [C, max_batch + 1]."""
         if not self._has_cycles:
             return np.ones((self._shape[0], max_batch + 1))
-        found: np.ndarray = np.exp(self._log[1:].reshape(self._shape) + _DOUBT * self._deviations())
+        found: np.ndarray = np.exp(self._log[1:].reshape(self._shape) + _DOUBT * self.deviations())
         return found[:, self._bucket[: max_batch + 1]]
 
-    def _deviations(self) -> np.ndarray:
-        """Of the logarithms of times, pace included, by candidate and bucket."""
+    def deviations(self) -> np.ndarray:
+        """How uncertain times are: of their logarithms, pace included, by candidate and `bucket`; float64 [C, buckets]."""
         covariance = self._covariance
         variances = covariance[0, 0] + 2 * covariance[0, 1:] + covariance.diagonal()[1:]
         found: np.ndarray = np.sqrt(np.maximum(variances, 0.0)).reshape(self._shape)

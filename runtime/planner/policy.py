@@ -210,7 +210,7 @@ class Policy:
             self._num_arrivals += len(fresh)
             if len(fresh) == len(requests):
                 return True
-        if self._exploration is not None and self._exploration.has_result():
+        if self._exploration is not None and self._exploration.take_result():
             return True
         has_drafted = self.acceptance.num_observed != self._num_known
         num_departures = self._num_chosen + self._num_arrivals - len(requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from nemodiff_trt.errors import InvalidInputError
 from nemodiff_trt.runtime.sampling.filters import keeps_all, kept_tokens
-from nemodiff_trt.runtime.sampling.noise import derived_seed, gumbel, hashes, stream_key, stream_uniforms
+from nemodiff_trt.runtime.sampling.noise import derived_seed, gumbel, gumbel_of, hashes, stream_key, stream_uniforms
 from nemodiff_trt.runtime.sampling.options import SamplingOptions
 from nemodiff_trt.runtime.sampling.penalties import Penalties
 from nemodiff_trt.runtime.sampling.position_noise import PositionNoise
@@ -128,7 +129,8 @@ class TokenChooser:
         scores[mask] = -np.inf
         best_id = int(scores.argmax())
         best = float(scores[best_id])
-        _check_finite(scores[best_id : best_id + 1])
+        if not math.isfinite(best):
+            raise _not_finite(best)
         return scores, best_id, best
 
     def _choose_at_once(self, logits: np.ndarray, first_position: int, offsets: np.ndarray | None) -> np.ndarray:
@@ -140,7 +142,9 @@ class TokenChooser:
         np.copyto(scores, logits)
         scores[:, self._work.mask_token_id] = -np.inf
         best = scores.max(axis=1, keepdims=True)
-        _check_finite(best)
+        is_finite = np.isfinite(best)
+        if not is_finite.all():
+            raise _not_finite(float(best[~is_finite][0]))
         scores -= best
         scores /= self.options.temperature
         scores += noise
@@ -149,8 +153,7 @@ class TokenChooser:
 
     def _draw(self, scores: np.ndarray, ids: np.ndarray, best: float, key: int) -> int:
         """The winner among `ids`; noise is made for these only."""
-        counter = self._work.counter[ids]
-        noise = gumbel(hashes(counter, key, np.empty_like(counter), np.empty_like(counter)))
+        noise = gumbel_of(self._work.counter[ids], key)
         return int(ids[((scores[ids].astype(np.float64) - best) / self.options.temperature + noise).argmax()])
 
     def _draw_from_all(self, scores: np.ndarray, best_id: int, key: int) -> int:
@@ -175,8 +178,6 @@ class TokenChooser:
         return self._draw(scores, np.flatnonzero(leading <= limit), best, key)
 
 
-def _check_finite(best: np.ndarray) -> None:
-    """Refuse rows whose largest score is NaN, as it is with any NaN among them, or infinite."""
-    if not np.isfinite(best).all():
-        wrong = float(best[~np.isfinite(best)][0])
-        raise InvalidInputError("logits", wrong, "finite numbers: the engine computed something else")
+def _not_finite(best: float) -> InvalidInputError:
+    """For scores whose largest is NaN, as it is with any NaN among them, or infinite."""
+    return InvalidInputError("logits", best, "finite numbers: the engine computed something else")

@@ -69,6 +69,11 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
     return result
 
 
+def gumbel_of(counter: np.ndarray, key: int) -> np.ndarray:
+    """Standard Gumbel numbers float64 [N] of one position, for tokens of these `counters` uint64 [N]."""
+    return gumbel(hashes(counter, key, np.empty_like(counter), np.empty_like(counter)))
+
+
 def stream_uniforms(key: int, count: int) -> np.ndarray:
     """The first `count` numbers of a stream as float64 [count] in (0,1)."""
     counter = counters(count)

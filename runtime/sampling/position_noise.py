@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemodiff_trt.runtime.sampling.noise import gumbel, hashes, stream_key
+from nemodiff_trt.runtime.sampling.noise import gumbel_of, stream_key
 
 # Positions that are kept: a long block, and as many again before the memory is tidied up.
 _NUM_ROWS = 64
@@ -37,8 +37,7 @@ class PositionNoise:
             self._begin = position
         while self._end < position + count:
             key = stream_key(self._seed, self._end, self._stream)
-            bits = hashes(self._counter, key, np.empty_like(self._counter), np.empty_like(self._counter))
-            self._rows[self._end - self._begin] = gumbel(bits)
+            self._rows[self._end - self._begin] = gumbel_of(self._counter, key)
             self._end += 1
         first = position - self._begin
         return self._rows[first : first + count]
