@@ -12,12 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 # Cycles after which an observation counts half as much: texts change from easy to hard within an answer.
-HALF_LIFE = 50.0
+HALF_LIFE = 100.0
 # Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position. Hopeful,
 # because a hope is corrected by the first cycles, while without any nothing would be learned.
 PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
 # What all requests know counts as so many cycles of a request's own.
 SHARED_CYCLES = 4.0
+# Weights are brought back to 1 before they are too large to be added up.
+_LARGEST_WEIGHT = 1e100
+# What a position nobody tried lately is held to have seen of the prior.
+_ALMOST_NOTHING = 1e-9
 # Share of the newest in the mean length of answers.
 _NEWEST_ANSWER = 0.05
 
@@ -26,44 +30,56 @@ class AcceptanceModel:
     """Conditional acceptance of positions 1 to `longest` - 1 of a block.
 
     Attributes:
-        counts: cycles that tried a position, and that accepted it, older ones less; float64 [2, L - 1].
-        new_cycles: not in `counts` yet, oldest first: positions that were tried, and accepted. All at once they take less time.
-        decay: of what is older where a cycle tries.
+        ends: cycles that accepted 0 to `longest` - 1 drafts, older ones less: those that rejected the next one, and those
+            whose block ended there; float64 [2, L]. In units of `newest`.
+        newest: weight of the newest cycle, which grows instead of all others becoming less.
         num_observed: cycles ever.
     """
 
-    __slots__ = ("_answer_tokens", "counts", "decay", "new_cycles", "num_observed")
+    __slots__ = ("_all", "_answer_tokens", "_growth", "ends", "newest", "num_observed")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
-        self.decay = 0.5 ** (1 / half_life)
-        self.counts = np.outer([prior_cycles, prior_cycles * PRIOR_SHARE], np.ones(longest - 1))
-        self.new_cycles: list[tuple[int, int]] = []
+        self._growth = 2 ** (1 / half_life)
+        self.newest = 1.0
+        rejected = prior_cycles * (1 - PRIOR_SHARE) * PRIOR_SHARE ** np.arange(longest)
+        self.ends = np.stack([rejected, np.zeros(longest)])
+        self.ends[:, -1] = 0.0, prior_cycles * PRIOR_SHARE ** (longest - 1)
+        # The sum of `ends`.
+        self._all = prior_cycles
         self.num_observed = 0
         self._answer_tokens: float | None = None
 
     @property
     def longest(self) -> int:
         """Tokens of the longest block."""
-        return self.counts.shape[1] + 1
+        return len(self.ends[0])
 
     @property
     def num_cycles(self) -> float:
         """Cycles that are known, older ones less."""
-        if self.new_cycles:
-            _counts_of([self])
-        return float(self.counts[0, 0])
+        return self._all / self.newest
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
         self.num_observed += 1
-        self.new_cycles.append((min(accepted + 1, block_length - 1), accepted))
+        self.newest *= self._growth
+        if self.newest > _LARGEST_WEIGHT:
+            self.ends /= self.newest
+            self._all /= self.newest
+            self.newest = 1.0
+        self._all += self.newest
+        self.ends[int(accepted == block_length - 1), accepted] += self.newest
 
     def observe_answer(self, num_tokens: int) -> None:
         """Take in an answer that ended after so many tokens."""
         if self._answer_tokens is None:
             self._answer_tokens = float(num_tokens)
         self._answer_tokens += _NEWEST_ANSWER * (num_tokens - self._answer_tokens)
+
+    def remaining(self, num_emitted: float) -> float:
+        """Tokens that answers with so many tokens have left, if they become as long as most; 0 while no length is known."""
+        return max(0.0, (self._answer_tokens or 0.0) - num_emitted)
 
     def kept(self, tokens: np.ndarray) -> np.ndarray:
         """Of expected tokens of a cycle, those that an answer keeps; float64 like `tokens`.
@@ -78,7 +94,7 @@ class AcceptanceModel:
     def shares(self) -> np.ndarray:
         """Share of accepted drafts at every position, float64 [L - 1]."""
         tried, accepted = _counts_of([self])[0]
-        found: np.ndarray = accepted / tried
+        found: np.ndarray = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
         return found
 
     def tokens(self, block_length: int) -> float:
@@ -92,29 +108,21 @@ def shares_of(models: Sequence[AcceptanceModel], known: AcceptanceModel, known_c
     Returns:
         float64 [R, L - 1].
     """
-    counts = _counts_of(models)
-    found: np.ndarray = (counts[:, 1] + known_cycles * known.shares()) / (counts[:, 0] + known_cycles)
+    counts = _counts_of([*models, known])
+    tried, accepted = counts[-1]
+    shares = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
+    found: np.ndarray = (counts[:-1, 1] + known_cycles * shares) / (counts[:-1, 0] + known_cycles)
     return found
 
 
 def _counts_of(models: Sequence[AcceptanceModel]) -> np.ndarray:
-    """Counts of models with one half life, their new cycles taken in; float64 [R, 2, L - 1]."""
-    counts: np.ndarray = np.stack([model.counts for model in models])
-    most = max(len(model.new_cycles) for model in models)
-    if not most:
-        return counts
-    none = (0, 0)
-    new = np.array([[none] * (most - len(model.new_cycles)) + model.new_cycles for model in models])
-    # By model, cycle and position: whether it was tried, and accepted; and how many cycles tried it from this one on.
-    was = np.arange(counts.shape[2]) < new.transpose(2, 0, 1)[..., None]
-    num_tries = was[0, :, ::-1].cumsum(axis=1)[:, ::-1]
-    faded = models[0].decay ** np.arange(-1, most)
-    added = (was * faded[num_tries]).sum(axis=2)
-    counts = counts * (faded[num_tries[:, :1]] * models[0].decay) + added.transpose(1, 0, 2)
-    for model, own in zip(models, counts, strict=True):
-        model.new_cycles.clear()
-        model.counts = own
-    return counts
+    """Cycles that tried a position, and that accepted it, older ones less; float64 [R, 2, L - 1]."""
+    ends = np.array([model.ends for model in models])
+    ends /= np.array([model.newest for model in models])[:, None, None]
+    # Whoever accepted as many drafts or more.
+    accepted = ends.sum(axis=1)[:, :0:-1].cumsum(axis=1)[:, ::-1]
+    # Position n was tried by those that accepted it, and by those that rejected it after n - 1.
+    return np.stack([accepted + ends[:, 0, :-1], accepted], axis=1)
 
 
 def expected_tokens(shares: np.ndarray, block_lengths: np.ndarray) -> np.ndarray:

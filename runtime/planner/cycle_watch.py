@@ -33,17 +33,20 @@ class CycleWatch:
         self._begin_s: float | None = None
 
     def follow(self, runs: Sequence[tuple[int, int]], history: float) -> None:
-        """Expect cycles with these runs.
+        """Begin a cycle with these runs. The first of its kind does not count: it finds caches that others left.
 
         Args:
-            runs: of a cycle, each by candidate and rows.
+            runs: of the cycle, each by candidate and rows.
             history: cached tokens of a row, the mean.
         """
         kind = [(place, self._costs.loop_times.bucket(num_rows)) for place, num_rows in runs]
-        if kind != self._kind or len(self._ratios) >= _STRETCH_CYCLES:
+        is_like_the_last = kind == self._kind
+        if not is_like_the_last or len(self._ratios) >= _STRETCH_CYCLES:
             self.take_in()
         self._kind, self._runs, self._begin_s = kind, runs, None
         self._per_s = 1e3 / self._costs.calibrated_ms(runs, history)
+        if is_like_the_last:
+            self.begin_cycle()
 
     def begin_cycle(self) -> None:
         self._begin_s = self._clock()

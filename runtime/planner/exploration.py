@@ -14,16 +14,16 @@ from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 # Exploring starts at multiples of so many cycles, if it may cost time again: a cycle that drafts may take as long as ten that
 # do not. By what is predicted, exploring costs this share of the time; after something costly it takes longer until the next.
 # What is learned early serves longest: of cycle n, `EARLY` / n may be spent as well.
-TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.01, 10.0
+TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.005, 10.0
 # Acceptance is only learned by drafting: where that was given up, one request drafts once more after so many cycles at least.
 # All do for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 # How long cycles take in the loop is only learned by running them, too: all requests decode for a few in another way, for as
 # many as lose half a cycle by what is predicted, and so many at least and at most: a way that is close to the best takes more
 # of them to tell apart, and costs less. What is learned serves for so many cycles of what takes longer, this way or the best.
-TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 200.0
+TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 500.0
 # Of the first cycle of its kind, because it finds cold caches: what it takes beyond those that follow.
-COLD_SHARE = 0.35
+COLD_SHARE = 0.15
 
 
 class Exploration:

@@ -29,6 +29,8 @@ DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
 # All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
 # time as well.
 BEAT_CYCLES = 8
+# Histories grow while a choice stands: it is made for those that come after this share of what answers have left.
+AHEAD = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class Policy:
     """
 
     __slots__ = (
+        "_choice_cycle",
+        "_chosen",
         "_costs",
         "_cycles",
         "_exploration",
@@ -88,10 +92,11 @@ class Policy:
         self._margins = margins or Margins()
         self._objective = objective
         self._watch = None if clock is None else CycleWatch(self._costs, clock)
-        self._cycles = self._num_known = 0
+        self._cycles = self._choice_cycle = self._num_known = 0
         self._requests: Sequence[PlannedRequest] = ()
         # Requests at the last choice, and those that came since.
         self._num_chosen = self._num_arrivals = 0
+        self._chosen: list[Choice | None] = []
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the last choice was as the one before.
@@ -144,7 +149,9 @@ class Policy:
         self._count(self._num_cycles)
         return True
 
-    def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
+    def decide(
+        self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0, num_emitted: float = 0.0
+    ) -> None:
         """Set the next cycle of every request.
 
         Args:
@@ -152,6 +159,7 @@ class Policy:
                 same requests in the same slots.
             history: cached tokens, the mean of these requests.
             num_waiting: requests that wait for a slot.
+            num_emitted: tokens of their answers so far, the mean of these requests.
         """
         self._cycles += 1
         is_same = requests is self._requests
@@ -164,9 +172,11 @@ class Policy:
         if self._has_news(requests):
             if self._watch is not None:
                 self._watch.take_in()
-            self._is_confirmed = not self._choose(requests, history, self._objective_of(num_waiting))
+            ahead = AHEAD * self.acceptance.remaining(num_emitted)
+            self._is_confirmed = not self._choose(requests, history + ahead, self._objective_of(num_waiting))
             self._num_known, self._usual = self.acceptance.num_observed, requests[-1].choice
-            self._num_chosen, self._num_arrivals = len(requests), 0
+            self._num_chosen, self._num_arrivals, self._choice_cycle = len(requests), 0, self._cycles
+            self._chosen = [request.choice for request in requests]
             is_repeat = is_repeat and self._is_confirmed
         if not is_repeat:
             self._settle(requests)
@@ -176,9 +186,6 @@ class Policy:
         self._count(num_cycles)
         if self._watch is not None:
             self._watch.follow(runs, history)
-            # The first cycle of its kind finds cold caches, and takes up to twice as long as those that would follow.
-            if is_repeat:
-                self._watch.begin_cycle()
 
     def _count(self, num_cycles: Mapping[int, int]) -> None:
         for length, count in num_cycles.items():
@@ -208,7 +215,9 @@ class Policy:
                 self._follow_the_others(fresh, requests)
             self._requests, self._is_settled = requests, False
             self._num_arrivals += len(fresh)
-            if len(fresh) == len(requests):
+            # Where one request follows another, short answers would leave no time but for choosing.
+            is_as_before = len(requests) == self._num_chosen == 1 and self._cycles - self._choice_cycle < CONFIRMED_CYCLES
+            if len(fresh) == len(requests) and not is_as_before:
                 return True
         if self._exploration is not None and self._exploration.take_result():
             return True
@@ -220,11 +229,15 @@ class Policy:
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
-        """Start as most requests decode, or did last. Without any before them, they start with what is best."""
+        """Start as those decoded that left, or as most do. Without any choice before, they start with what is best."""
         choices = [request.choice for request in requests if request.choice is not None]
-        self._usual = max(choices, key=choices.count) if choices else self._usual
+        missing = [choice for choice in self._chosen if choice is not None]
+        for choice in choices:
+            if choice in missing:
+                missing.remove(choice)
+        usual = max(choices, key=choices.count) if choices else self._usual
         for request in fresh:
-            request.choice = self._usual
+            request.choice = missing.pop() if missing else usual
 
     def _objective_of(self, num_waiting: int) -> Objective:
         return self._objective or (Objective.THROUGHPUT if num_waiting else Objective.LATENCY)
@@ -242,8 +255,8 @@ class Policy:
             place = 0
         candidates = self._costs.candidates
         speed, best = self._speeds[place], [candidates[place]] * len(requests)
-        if len(requests) > 1:
-            hardest_first = np.argsort(tokens[:, -1], kind="stable").tolist()
+        hardest_first = tokens[:, -1].argsort(kind="stable").tolist()
+        if tokens[hardest_first[-1], -1] > (1 + self._margins.spread) * tokens[hardest_first[0], -1]:
             split_speed, places = best_split(hardest_first, worth, cost, slots, objective)
             if split_speed > (1 + self._margins.over_ar) * speed:
                 speed, best = split_speed, [candidates[place] for place in places]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from nemodiff_trt.runtime.planner import (
     Step,
     StepTime,
 )
-from nemodiff_trt.runtime.planner.acceptance import expected_tokens
+from nemodiff_trt.runtime.planner.acceptance import HALF_LIFE, expected_tokens, shares_of
 from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
-from nemodiff_trt.runtime.planner.exploration import EXPLORATION_SHARE, PROBE_CYCLES, TURN_CYCLES
+from nemodiff_trt.runtime.planner.exploration import EARLY, PROBE_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
 from nemodiff_trt.runtime.planner.margins import Margins
 from nemodiff_trt.runtime.row_ranges import ranges
@@ -107,22 +106,40 @@ class TestAcceptance:
             right = sum(share**index for index in range(block))
             assert model.tokens(block) == pytest.approx(right, rel=0.06)
 
-    @given(st.lists(st.tuples(st.integers(2, 8), st.integers(0, 7)), max_size=12), st.integers(0, 12))
-    def test_when_it_is_asked_changes_nothing(self, cycles: list[tuple[int, int]], asked: int) -> None:
-        models = AcceptanceModel(8, half_life=3.0), AcceptanceModel(8, half_life=3.0)
-        for number, (block, accepted) in enumerate(cycles):
-            for model in models:
-                model.observe(block, min(accepted, block - 1))
-            if number == asked:
-                models[0].shares()
-        np.testing.assert_allclose(models[0].shares(), models[1].shares(), rtol=1e-12)
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(st.tuples(st.integers(2, 8), st.integers(0, 7)), max_size=12), st.integers(0, 3000))
+    def test_shares_are_those_of_counting_by_position(self, cycles: list[tuple[int, int]], num_before: int) -> None:
+        half_life, shared = 3.0, AcceptanceModel(8)
+        model = AcceptanceModel(8, half_life, prior_cycles=0.0)
+        tried, accepted = np.zeros(7), np.zeros(7)
+        # So many that weights are brought back to 1 on the way.
+        for block, right in [(8, 3)] * num_before + [(block, min(right, block - 1)) for block, right in cycles]:
+            model.observe(block, right)
+            tried, accepted = tried * 0.5 ** (1 / half_life), accepted * 0.5 ** (1 / half_life)
+            tried[: min(right + 1, block - 1)] += 1
+            accepted[:right] += 1
+        assert model.num_cycles == pytest.approx(tried[0])
+        wanted = (accepted + 5.0 * shared.shares()) / (tried + 5.0)
+        np.testing.assert_allclose(shares_of([model], shared, 5.0)[0], wanted, rtol=1e-9)
+
+    def test_what_was_not_tried_for_long_is_hoped_for_again(self) -> None:
+        model = AcceptanceModel(8)
+        for _ in range(100):
+            model.observe(8, 4)
+        for _ in range(200):
+            model.observe(4, 3)
+        # The fifth draft was always wrong, and still is held to be.
+        assert model.shares()[4] < 0.1
+        for _ in range(10_000):
+            model.observe(4, 3)
+        assert model.shares()[4] > 0.9
 
     def test_forgets_an_easy_text(self) -> None:
         model = AcceptanceModel(16)
         for _ in range(500):
             model.observe(16, 15)
         assert model.tokens(16) > 15
-        for _ in range(300):
+        for _ in range(int(6 * HALF_LIFE)):
             model.observe(16, 0)
         assert model.tokens(16) < 1.3
 
@@ -193,6 +210,32 @@ class TestPolicy:
         policy.decide(mixed, 100.0, num_waiting=1)
         assert len(set(lengths(mixed))) == 1
 
+    def test_who_comes_takes_the_place_of_who_left(self) -> None:
+        policy = Policy(device(0.5, 0.2), [4, 8, 16, 32], 32, 2048)
+        requests = planned(policy, 0, 31, 0, 31, slots=[0, 9, 1, 10])
+        policy.decide(requests, 100.0, num_waiting=1)
+        chosen = lengths(requests)
+        assert chosen[0] == 1 < chosen[1]
+        for place in (1, 3, 2):
+            requests = list(requests)
+            requests[place] = PlannedRequest(policy.acceptance, slot=requests[place].slot)
+            policy.decide(requests, 100.0, num_waiting=1)
+            assert lengths(requests) == chosen
+
+    def test_chooses_for_the_histories_that_answers_will_have(self) -> None:
+        # Decoding reads the cache for every token; blocks cost as much whatever is in it.
+        decode = Coefficients(1.0, 0.0, 0.0, 0.0, 0.01)
+        block = Coefficients(5.0, 0.0, 0.0, 0.0, 0.0)
+        latency = LatencyModel("made up", True, {Role.DECODE: decode, Role.DRAFT: block, Role.VERIFY: block})
+        chosen = []
+        for num_emitted in (0.0, 1000.0):
+            policy = Policy(latency, [8], 8, 4)
+            requests = planned(policy, 7)
+            requests[0].end(1000)
+            policy.decide(requests, 10.0, num_emitted=num_emitted)
+            chosen += lengths(requests)
+        assert chosen == [8, 1]
+
     @pytest.mark.parametrize("objective", Objective)
     def test_objectives(self, objective: Objective) -> None:
         """One easy text among seven hard ones: blocks for it alone make the most tokens, and every other answer slow."""
@@ -227,9 +270,9 @@ class TestPolicy:
         for _ in range(600):
             policy.decide(requests, 0.0)
             chosen += lengths(requests)
-        # A probe takes two steps for one token, so it costs a cycle, which the next ones have to pay for.
-        pause = TURN_CYCLES * ceil(1 / EXPLORATION_SHARE / TURN_CYCLES)
-        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, pause)]
+        # A probe takes two steps for one token, so it costs a cycle, which the next ones have paid for by then.
+        assert EARLY * PROBE_CYCLES / len(chosen) > 1
+        assert [cycle for cycle, length in enumerate(chosen, 1) if length == 4] == [*range(PROBE_CYCLES, 601, PROBE_CYCLES)]
         assert policy.decisions == {length: chosen.count(length) for length in (1, 4)}
 
     def test_notices_that_texts_became_easy(self) -> None:
@@ -269,9 +312,8 @@ class TestPolicy:
     @given(st.data())
     def test_no_cut_of_the_requests_is_better(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, 5))
-        policy = Policy(
-            device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0]))), [4, 8], 8, 12, Margins(0.0, 0.0, 0.0)
-        )
+        latency = device(data.draw(terms), data.draw(st.sampled_from([0.01, 0.1, 1.0])))
+        policy = Policy(latency, [4, 8], 8, 12, Margins(0.0, 0.0, 0.0, spread=-1.0))
         slots = data.draw(st.permutations(range(12)))[:count]
         requests = [PlannedRequest(policy.acceptance, slot=slot) for slot in slots]
         for request in requests:

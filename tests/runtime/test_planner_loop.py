@@ -174,6 +174,16 @@ class TestLearning:
         loop.run(requests, 100)
         assert loop.policy.decisions[8] == before + 100
 
+    def test_learns_while_requests_come_and_go_every_cycle(self) -> None:
+        loop = Loop(device(5.0, 0.02))
+        requests = planned(loop.policy, 2, 2, 2, 2, cycles=50)
+        loop.ratios = {1: 1.0, 4: 1.0, 8: 0.5}
+        for cycle in range(150):
+            requests = list(requests)
+            requests[cycle % 4] = PlannedRequest(loop.policy.acceptance, slot=cycle % 4)
+            loop.run(requests, 1)
+        assert lengths(requests) == [8] * 4
+
     @pytest.mark.parametrize(("compute", "num_trials"), [(1.0, 0), (0.6, 12)])
     def test_exploring_costs_a_small_share_of_the_time(self, compute: float, num_trials: int) -> None:
         # A cycle of 4 takes as long as 5 or 4.25 without drafts, and gives 4 tokens. The first is too slow to be tried out.
