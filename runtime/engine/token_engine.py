@@ -225,10 +225,10 @@ class TokenEngine:
                     self._planned.append((request, request.planned))
             self._plans = [planned.request for _, planned in self._planned]
         if self._planned and not policy.goes_on(self._plans):
-            num_planned = len(self._planned)
-            history = sum(request.row.num_cached for request, _ in self._planned) / num_planned
-            num_emitted = sum(len(request.sequence.tokens) for request, _ in self._planned) / num_planned
-            policy.decide(self._plans, history, self.num_waiting, num_emitted)
+            for request, planned in self._planned:
+                planned.request.num_emitted = len(request.sequence.tokens)
+            history = sum(request.row.num_cached for request, _ in self._planned) / len(self._planned)
+            policy.decide(self._plans, history, self.num_waiting)
             for request, planned in self._planned:
                 assert not isinstance(request.row, PromptRow), "planned from the end of its prompt on"
                 request.row = planned.following(request.row)

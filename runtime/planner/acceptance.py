@@ -16,12 +16,15 @@ HALF_LIFE = 100.0
 # Before anything is known: as if so many cycles had been seen, of which this share was accepted at every position. Hopeful,
 # because a hope is corrected by the first cycles, while without any nothing would be learned.
 PRIOR_CYCLES, PRIOR_SHARE = 2.0, 0.95
-# What all requests know counts as so many cycles of a request's own.
-SHARED_CYCLES = 4.0
+# What all requests showed when their answers were about as long counts as so many cycles of a request's own; and what they
+# showed at any length as so many of these: texts become harder or easier on the way, and long ones are others than short ones.
+SHARED_CYCLES, OVERALL_CYCLES = 4.0, 16.0
 # Weights are brought back to 1 before they are too large to be added up.
 _LARGEST_WEIGHT = 1e100
 # What a position nobody tried lately is held to have seen of the prior.
 _ALMOST_NOTHING = 1e-9
+# Lengths of answers that are told apart.
+_NUM_PARTS = 14
 # Share of the newest in the mean length of answers.
 _NEWEST_ANSWER = 0.05
 
@@ -102,16 +105,43 @@ class AcceptanceModel:
         return float(expected_tokens(self.shares(), np.array([block_length]))[0])
 
 
-def shares_of(models: Sequence[AcceptanceModel], known: AcceptanceModel, known_cycles: float = SHARED_CYCLES) -> np.ndarray:
-    """Share of accepted drafts by model and position, where what `known` says counts as `known_cycles` cycles of their own.
+class SharedAcceptance(AcceptanceModel):
+    """What all requests of a loop showed.
+
+    Attributes:
+        by_progress: of cycles behind 0, 1, 2 to 3, 4 to 7, ... tokens of an answer.
+    """
+
+    __slots__ = ("by_progress",)
+
+    def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
+        """Start with the prior, for blocks of up to `longest` tokens."""
+        super().__init__(longest, half_life)
+        self.by_progress = [AcceptanceModel(longest, half_life, prior_cycles=0.0) for _ in range(_NUM_PARTS)]
+
+    def part(self, num_emitted: int) -> AcceptanceModel:
+        """Of cycles behind about so many tokens."""
+        return self.by_progress[min(num_emitted.bit_length(), _NUM_PARTS - 1)]
+
+
+def shares_of(models: Sequence[AcceptanceModel], parts: Sequence[AcceptanceModel], overall: AcceptanceModel) -> np.ndarray:
+    """Share of accepted drafts by request and position.
+
+    Args:
+        models: what each request showed.
+        parts: what all showed where their answers were as long as this one.
+        overall: what all showed.
 
     Returns:
         float64 [R, L - 1].
     """
-    counts = _counts_of([*models, known])
+    num_requests = len(models)
+    counts = _counts_of([*models, *parts, overall])
     tried, accepted = counts[-1]
     shares = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
-    found: np.ndarray = (counts[:-1, 1] + known_cycles * shares) / (counts[:-1, 0] + known_cycles)
+    for own, num_cycles in ((counts[num_requests:-1], OVERALL_CYCLES), (counts[:num_requests], SHARED_CYCLES)):
+        shares = (own[:, 1] + num_cycles * shares) / (own[:, 0] + num_cycles)
+    found: np.ndarray = shares
     return found
 
 

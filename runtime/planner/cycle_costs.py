@@ -42,7 +42,7 @@ class CycleCosts:
 
         `history` are the cached tokens of a row, on average.
         """
-        found: np.ndarray = self._calibrated(history)[:, : batch + 1] * self.loop_times.factors(batch)
+        found: np.ndarray = self._calibrated(history)[:, : batch + 1] * self.loop_times.factors()[:, : batch + 1]
         return found
 
     def calibrated_ms(self, runs: Iterable[tuple[int, int]], history: float) -> float:

@@ -14,14 +14,17 @@ from nemodiff_trt.runtime.planner.planned_request import Choice, PlannedRequest
 # Exploring starts at multiples of so many cycles, if it may cost time again: a cycle that drafts may take as long as ten that
 # do not. By what is predicted, exploring costs this share of the time; after something costly it takes longer until the next.
 # What is learned early serves longest: of cycle n, `EARLY` / n may be spent as well.
-TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.005, 10.0
+TURN_CYCLES, EXPLORATION_SHARE, EARLY = 32, 0.004, 8.0
 # Acceptance is only learned by drafting: where that was given up, one request drafts once more after so many cycles at least.
 # All do for a few cycles if it has so many times the tokens that would make it pay for all.
 PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
+# Where all draft, decoding without drafts is tried out after so many cycles at the latest, whatever is predicted of it: its
+# cycles are short, and drafting must not stay where it became the slower one.
+AR_CYCLES = 512
 # How long cycles take in the loop is only learned by running them, too: all requests decode for a few in another way, for as
 # many as lose half a cycle by what is predicted, and so many at least and at most: a way that is close to the best takes more
 # of them to tell apart, and costs less. What is learned serves for so many cycles of what takes longer, this way or the best.
-TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 500.0
+TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 300.0
 # Of the first cycle of its kind, because it finds cold caches: what it takes beyond those that follow.
 COLD_SHARE = 0.15
 
@@ -35,6 +38,7 @@ class Exploration:
         "_is_over",
         "_is_probe_next",
         "_left",
+        "_next_ar",
         "_next_probe",
         "_num_probes",
         "_probed",
@@ -49,6 +53,8 @@ class Exploration:
         self._turn, self._debt_ms = 0, 0.0
         # The first cycle that may probe again. Probes and trials take turns, so neither waits for ever.
         self._next_probe, self._is_probe_next, self._num_probes = PROBE_CYCLES, True, 0
+        # The first cycle at which autoregressive decoding has to be tried out.
+        self._next_ar = AR_CYCLES
         self._trial: Choice | None = None
         # Cycles of the trial that are still to come.
         self._left = 0
@@ -94,6 +100,8 @@ class Exploration:
         share = EXPLORATION_SHARE + EARLY / cycle
         self._debt_ms = max(0.0, self._debt_ms - share * (cycle - self._turn) * float(cycle_ms))
         self._turn = cycle
+        if not any(request.next_cycle.drafts for request in requests):
+            self._next_ar = cycle + AR_CYCLES
         if not self._debt_ms:
             first, second = self._start_probe, self._start_trial
             if not self._is_probe_next:
@@ -142,10 +150,17 @@ class Exploration:
         cost_ms = num_cycles * lost * cycle_ms + COLD_SHARE * (cycle_ms + cycle_ms[best])
         worth_ms = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains - cost_ms
         worth_ms[best] = 0.0
+        if best and self._turn >= self._next_ar:
+            worth_ms[0] = np.inf
         place = int(worth_ms.argmax())
         if worth_ms[place] <= 0:
             return False
         self._debt_ms = float(cost_ms[place])
+        if place:
+            # Teaches what a probe would.
+            self._next_probe = self._turn + PROBE_CYCLES
+        else:
+            self._next_ar = self._turn + AR_CYCLES
         self._trial, self._left, self._is_probe_next = self._costs.candidates[place], int(num_cycles[place]), True
         return True
 

@@ -29,7 +29,7 @@ class LoopTimes:
     tried out between them tells of just that.
     """
 
-    __slots__ = ("_bucket", "_covariance", "_has_cycles", "_log", "_prior", "_shape")
+    __slots__ = ("_bucket", "_covariance", "_factors", "_has_cycles", "_log", "_prior", "_shape")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
         """Start with ratios of one, for batches of up to `max_batch` rows."""
@@ -45,6 +45,8 @@ class LoopTimes:
         self._covariance = np.eye(1 + num_ratios)
         self._covariance[1:, 1:] = self._prior
         self._has_cycles = False
+        # What `factors` gives, None where it is to be computed anew.
+        self._factors: np.ndarray | None = np.ones((num_candidates, max_batch + 1))
 
     def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int) -> None:
         """Take in a stretch of cycles that took `ratio` times their calibrated time, a positive number."""
@@ -62,7 +64,7 @@ class LoopTimes:
         gain = with_time / variance
         log += surprise * gain
         covariance -= np.outer(gain, with_time)
-        self._has_cycles = True
+        self._has_cycles, self._factors = True, None
 
     def _variance(self, place: int) -> float:
         """Of the logarithm of the mean time of cycles beyond counting."""
@@ -105,12 +107,12 @@ class LoopTimes:
         found: np.ndarray = known / np.sqrt(known + _CYCLE**2 / num_cycles + _STRETCH**2)
         return found
 
-    def factors(self, max_batch: int) -> np.ndarray:
+    def factors(self) -> np.ndarray:
         """Relative to the pace, by candidate and number of rows, float64 [C, max_batch + 1]."""
-        if not self._has_cycles:
-            return np.ones((self._shape[0], max_batch + 1))
-        found: np.ndarray = np.exp(self._log[1:].reshape(self._shape) + _DOUBT * self.deviations())
-        return found[:, self._bucket[: max_batch + 1]]
+        if self._factors is None:
+            found = np.exp(self._log[1:].reshape(self._shape) + _DOUBT * self.deviations())
+            self._factors = found[:, self._bucket]
+        return self._factors
 
     def deviations(self) -> np.ndarray:
         """How uncertain times are: of their logarithms, pace included, by candidate and `bucket`; float64 [C, buckets]."""

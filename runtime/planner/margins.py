@@ -20,7 +20,7 @@ class Margins:
 
     change: float = 0.02
     noise: float = 0.1
-    over_ar: float = 0.03
+    over_ar: float = 0.05
     spread: float = 0.5
 
     def of_a_change(self, num_cycles: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nemodiff_trt.runtime.planner.acceptance import SHARED_CYCLES, AcceptanceModel, shares_of
+from nemodiff_trt.runtime.planner.acceptance import SHARED_CYCLES, AcceptanceModel, SharedAcceptance, shares_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,16 @@ class PlannedRequest:
         choice: how to decode, None before the first decision.
         next_cycle: `choice`, or a probe instead of it.
         slot: of the cache.
+        num_emitted: tokens of its answer so far.
         last_accepted: drafts that were right in the last cycle that drafted.
         own: acceptance of this request, from nothing.
     """
 
-    shared: AcceptanceModel
+    shared: SharedAcceptance
     choice: Choice | None = None
     next_cycle: Choice = Choice(1)
     slot: int = 0
+    num_emitted: int = 0
     last_accepted: int = field(default=0, init=False)
     own: AcceptanceModel = field(init=False)
 
@@ -46,7 +48,7 @@ class PlannedRequest:
     def observe(self, accepted: int) -> None:
         """Take in the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
         self.last_accepted = accepted
-        for model in (self.own, self.shared):
+        for model in (self.own, self.shared.part(self.num_emitted), self.shared):
             model.observe(self.next_cycle.block_length, accepted)
 
     def end(self, num_tokens: int) -> None:
@@ -60,5 +62,5 @@ class PlannedRequest:
 
     def shares(self) -> np.ndarray:
         """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""
-        found: np.ndarray = shares_of([self.own], self.shared)[0]
+        found: np.ndarray = shares_of([self.own], [self.shared.part(self.num_emitted)], self.shared)[0]
         return found

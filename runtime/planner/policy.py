@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from nemodiff_trt.runtime.planner.acceptance import AcceptanceModel, expected_tokens, shares_of
+from nemodiff_trt.runtime.planner.acceptance import SharedAcceptance, expected_tokens, shares_of
 from nemodiff_trt.runtime.planner.cycle_costs import CycleCosts
 from nemodiff_trt.runtime.planner.cycle_watch import CycleWatch
-from nemodiff_trt.runtime.planner.exploration import Exploration
+from nemodiff_trt.runtime.planner.exploration import TURN_CYCLES, Exploration
 from nemodiff_trt.runtime.planner.group_speeds import best_split, runs_ms, speed_of, worth_of
 from nemodiff_trt.runtime.planner.latency_model import LatencyModel
 from nemodiff_trt.runtime.planner.margins import Margins
@@ -23,11 +23,11 @@ from nemodiff_trt.runtime.row_ranges import ranges
 from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
-# Cycles a choice stands for: where something drafted since, or did so once a choice was as the one before; where nothing drafts
-# and as many requests came or went as there are; and where nothing is new but step times.
+# Cycles a choice stands for: where something drafts, and where it does and the choice was as the one before; where nothing
+# drafts and as many requests came or went as there are; and where nothing is new but step times.
 DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
-# All of these are counted at multiples of so many cycles. Between two of them requests go on as they do, because choosing takes
-# time as well.
+# All of these are counted at multiples of so many cycles, where nothing is new at multiples of those at which exploring starts.
+# Between two of them requests go on as they do, because choosing takes time as well.
 BEAT_CYCLES = 8
 # Histories grow while a choice stands: it is made for those that come after this share of what answers have left.
 AHEAD = 0.25
@@ -48,13 +48,14 @@ class Policy:
         "_costs",
         "_cycles",
         "_exploration",
+        "_has_changed",
         "_is_confirmed",
+        "_is_drafting",
         "_is_settled",
         "_margins",
         "_num_arrivals",
         "_num_chosen",
         "_num_cycles",
-        "_num_known",
         "_objective",
         "_requests",
         "_runs",
@@ -92,24 +93,26 @@ class Policy:
         self._margins = margins or Margins()
         self._objective = objective
         self._watch = None if clock is None else CycleWatch(self._costs, clock)
-        self._cycles = self._choice_cycle = self._num_known = 0
+        self._cycles = self._choice_cycle = 0
         self._requests: Sequence[PlannedRequest] = ()
         # Requests at the last choice, and those that came since.
         self._num_chosen = self._num_arrivals = 0
+        # Whether these and those that left are as many as there are.
+        self._has_changed = False
         self._chosen: list[Choice | None] = []
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the last choice was as the one before.
         self._is_confirmed = False
-        # Whether the next cycles are as chosen, and how many requests of a cycle have which block length then.
-        self._is_settled = False
+        # Whether the next cycles are as chosen, and then: whether any drafts, and how many requests have which block length.
+        self._is_settled = self._is_drafting = False
         self._num_cycles: dict[int, int] = {}
         # Runs of the next cycles, by candidate and rows, if they are as chosen.
         self._runs: list[tuple[int, int]] = []
         # Predicted speeds at the last choice if all requests decoded alike, by candidate.
         self._speeds = np.zeros(len(self._costs.candidates))
         self.block_lengths = tuple(block_lengths)
-        self.acceptance = AcceptanceModel(longest)
+        self.acceptance = SharedAcceptance(longest)
         # Cycles of requests by block length.
         self.decisions: dict[int, int] = {}
 
@@ -141,7 +144,8 @@ class Policy:
 
     def goes_on(self, requests: Sequence[PlannedRequest]) -> bool:
         """Let the next cycle of every request be as the last one was; False if `decide` has to be asked instead."""
-        if requests is not self._requests or not self._is_settled or self._cycles % BEAT_CYCLES == BEAT_CYCLES - 1:
+        beat = BEAT_CYCLES if self._is_drafting or self._has_changed else TURN_CYCLES
+        if requests is not self._requests or not self._is_settled or self._cycles % beat == beat - 1:
             return False
         self._cycles += 1
         if self._watch is not None:
@@ -149,9 +153,7 @@ class Policy:
         self._count(self._num_cycles)
         return True
 
-    def decide(
-        self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0, num_emitted: float = 0.0
-    ) -> None:
+    def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
         """Set the next cycle of every request.
 
         Args:
@@ -159,7 +161,6 @@ class Policy:
                 same requests in the same slots.
             history: cached tokens, the mean of these requests.
             num_waiting: requests that wait for a slot.
-            num_emitted: tokens of their answers so far, the mean of these requests.
         """
         self._cycles += 1
         is_same = requests is self._requests
@@ -172,10 +173,11 @@ class Policy:
         if self._has_news(requests):
             if self._watch is not None:
                 self._watch.take_in()
+            num_emitted = sum(request.num_emitted for request in requests) / len(requests)
             ahead = AHEAD * self.acceptance.remaining(num_emitted)
             self._is_confirmed = not self._choose(requests, history + ahead, self._objective_of(num_waiting))
-            self._num_known, self._usual = self.acceptance.num_observed, requests[-1].choice
-            self._num_chosen, self._num_arrivals, self._choice_cycle = len(requests), 0, self._cycles
+            self._usual, self._choice_cycle = requests[-1].choice, self._cycles
+            self._num_chosen, self._num_arrivals, self._has_changed = len(requests), 0, False
             self._chosen = [request.choice for request in requests]
             is_repeat = is_repeat and self._is_confirmed
         if not is_repeat:
@@ -197,6 +199,7 @@ class Policy:
             assert request.choice is not None, "chosen before"
             request.next_cycle = request.choice
         self._num_cycles, self._runs, self._is_settled = _lengths_of(requests), self._runs_of(requests), True
+        self._is_drafting = any(length > 1 for length in self._num_cycles)
 
     def _runs_of(self, requests: Sequence[PlannedRequest]) -> list[tuple[int, int]]:
         """Runs of the next cycle, by candidate and rows."""
@@ -221,11 +224,10 @@ class Policy:
                 return True
         if self._exploration is not None and self._exploration.take_result():
             return True
-        has_drafted = self.acceptance.num_observed != self._num_known
         num_departures = self._num_chosen + self._num_arrivals - len(requests)
-        has_changed = self._num_arrivals + num_departures >= len(requests)
+        self._has_changed = self._num_arrivals + num_departures >= len(requests)
         drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
-        cycles = drafting_cycles if has_drafted else ARRIVAL_CYCLES if has_changed else QUIET_CYCLES
+        cycles = drafting_cycles if self._is_drafting else ARRIVAL_CYCLES if self._has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
@@ -244,7 +246,8 @@ class Policy:
 
     def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> bool:
         """Choose what promises most, and tell whether that is another choice."""
-        shares = shares_of([request.own for request in requests], self.acceptance)
+        parts = [self.acceptance.part(request.num_emitted) for request in requests]
+        shares = shares_of([request.own for request in requests], parts, self.acceptance)
         tokens = self.acceptance.kept(expected_tokens(shares, self._costs.lengths))
         slots = [request.slot for request in requests]
         cost = self._costs.table(max(slots) - min(slots) + 1, history)

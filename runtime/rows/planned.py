@@ -46,6 +46,7 @@ class PlannedRows:
     def take_in(self, sequence: Sequence, report: RowStep) -> None:
         """Tell the request of a verification. The last of an answer is cut, so it does not show how far drafts are right."""
         if sequence.finish_reason is None:
+            self.request.num_emitted = len(sequence.tokens) - len(report.emitted)
             self.request.observe(report.accepted)
 
     def end(self, sequence: Sequence) -> None:

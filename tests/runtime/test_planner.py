@@ -23,7 +23,14 @@ from nemodiff_trt.runtime.planner import (
     Step,
     StepTime,
 )
-from nemodiff_trt.runtime.planner.acceptance import HALF_LIFE, expected_tokens, shares_of
+from nemodiff_trt.runtime.planner.acceptance import (
+    HALF_LIFE,
+    OVERALL_CYCLES,
+    SHARED_CYCLES,
+    SharedAcceptance,
+    expected_tokens,
+    shares_of,
+)
 from nemodiff_trt.runtime.planner.calibrate import cycles_to_measure, held_out_error, measure_steps
 from nemodiff_trt.runtime.planner.exploration import EARLY, PROBE_CYCLES
 from nemodiff_trt.runtime.planner.latency_model import Coefficients
@@ -109,8 +116,8 @@ class TestAcceptance:
     @settings(deadline=None, max_examples=60)
     @given(st.lists(st.tuples(st.integers(2, 8), st.integers(0, 7)), max_size=12), st.integers(0, 3000))
     def test_shares_are_those_of_counting_by_position(self, cycles: list[tuple[int, int]], num_before: int) -> None:
-        half_life, shared = 3.0, AcceptanceModel(8)
-        model = AcceptanceModel(8, half_life, prior_cycles=0.0)
+        half_life, overall = 3.0, AcceptanceModel(8)
+        model, part = (AcceptanceModel(8, half_life, prior_cycles=0.0) for _ in range(2))
         tried, accepted = np.zeros(7), np.zeros(7)
         # So many that weights are brought back to 1 on the way.
         for block, right in [(8, 3)] * num_before + [(block, min(right, block - 1)) for block, right in cycles]:
@@ -119,8 +126,18 @@ class TestAcceptance:
             tried[: min(right + 1, block - 1)] += 1
             accepted[:right] += 1
         assert model.num_cycles == pytest.approx(tried[0])
-        wanted = (accepted + 5.0 * shared.shares()) / (tried + 5.0)
-        np.testing.assert_allclose(shares_of([model], shared, 5.0)[0], wanted, rtol=1e-9)
+        for known, num_cycles in (([model, part], SHARED_CYCLES), ([part, model], OVERALL_CYCLES)):
+            wanted = (accepted + num_cycles * overall.shares()) / (tried + num_cycles)
+            np.testing.assert_allclose(shares_of([known[0]], [known[1]], overall)[0], wanted, rtol=1e-9)
+
+    def test_tells_the_middle_of_answers_from_their_beginning(self) -> None:
+        shared = SharedAcceptance(8)
+        for num_emitted, accepted in [(2, 7), (40, 1)] * 100:
+            request = PlannedRequest(shared, next_cycle=Choice(8), num_emitted=num_emitted)
+            request.observe(accepted)
+        begins, goes_on = (PlannedRequest(shared, num_emitted=num_emitted).shares()[1] for num_emitted in (3, 50))
+        assert begins > 0.9
+        assert goes_on < 0.6
 
     def test_what_was_not_tried_for_long_is_hoped_for_again(self) -> None:
         model = AcceptanceModel(8)
@@ -228,11 +245,12 @@ class TestPolicy:
         block = Coefficients(5.0, 0.0, 0.0, 0.0, 0.0)
         latency = LatencyModel("made up", True, {Role.DECODE: decode, Role.DRAFT: block, Role.VERIFY: block})
         chosen = []
-        for num_emitted in (0.0, 1000.0):
+        for num_emitted in (0, 1000):
             policy = Policy(latency, [8], 8, 4)
             requests = planned(policy, 7)
             requests[0].end(1000)
-            policy.decide(requests, 10.0, num_emitted=num_emitted)
+            requests[0].num_emitted = num_emitted
+            policy.decide(requests, 10.0)
             chosen += lengths(requests)
         assert chosen == [8, 1]
 
