@@ -36,10 +36,9 @@ class AcceptanceModel:
         ends: cycles that accepted 0 to `longest` - 1 drafts, older ones less: those that rejected the next one, and those
             whose block ended there; float64 [2, L]. In units of `newest`.
         newest: weight of the newest cycle, which grows instead of all others becoming less.
-        num_observed: cycles ever.
     """
 
-    __slots__ = ("_all", "_answer_tokens", "_growth", "ends", "newest", "num_observed")
+    __slots__ = ("_all", "_answer_tokens", "_growth", "ends", "newest")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
@@ -50,7 +49,6 @@ class AcceptanceModel:
         self.ends[:, -1] = 0.0, prior_cycles * PRIOR_SHARE ** (longest - 1)
         # The sum of `ends`.
         self._all = prior_cycles
-        self.num_observed = 0
         self._answer_tokens: float | None = None
 
     @property
@@ -65,7 +63,6 @@ class AcceptanceModel:
 
     def observe(self, block_length: int, accepted: int) -> None:
         """Take in a cycle: `accepted` of `block_length` - 1 drafts, 0 to all of them."""
-        self.num_observed += 1
         self.newest *= self._growth
         if self.newest > _LARGEST_WEIGHT:
             self.ends /= self.newest
@@ -96,9 +93,7 @@ class AcceptanceModel:
 
     def shares(self) -> np.ndarray:
         """Share of accepted drafts at every position, float64 [L - 1]."""
-        tried, accepted = _counts_of([self])[0]
-        found: np.ndarray = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
-        return found
+        return _shares(_counts_of([self])[0])
 
     def tokens(self, block_length: int) -> float:
         """Expected tokens of a cycle, the verifier's own included."""
@@ -137,11 +132,17 @@ def shares_of(models: Sequence[AcceptanceModel], parts: Sequence[AcceptanceModel
     """
     num_requests = len(models)
     counts = _counts_of([*models, *parts, overall])
-    tried, accepted = counts[-1]
-    shares = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
+    shares = _shares(counts[-1])
     for own, num_cycles in ((counts[num_requests:-1], OVERALL_CYCLES), (counts[:num_requests], SHARED_CYCLES)):
         shares = (own[:, 1] + num_cycles * shares) / (own[:, 0] + num_cycles)
     found: np.ndarray = shares
+    return found
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Accepted among those that tried, float64 [L - 1], of counts [2, L - 1]."""
+    tried, accepted = counts
+    found: np.ndarray = (accepted + _ALMOST_NOTHING * PRIOR_SHARE) / (tried + _ALMOST_NOTHING)
     return found
 
 

@@ -114,11 +114,13 @@ class Exploration:
         request = requests[self._num_probes % len(requests)]
         if self._turn < self._next_probe or request.next_cycle.drafts:
             return False
-        alone_ms, tokens = self._costs.table(1, history)[:, 1], expected_tokens(request.shares(), self._costs.lengths)
-        place = 1 + int((alone_ms / tokens)[1:].argmin())
-        request.next_cycle = self._costs.candidates[place]
+        tokens = expected_tokens(request.shares(), self._costs.lengths)
         all_together = self._costs.table(len(requests), history)[:, len(requests)]
+        # As all would draft if it paid.
+        place = 1 + int((all_together / tokens)[1:].argmin())
+        request.next_cycle = self._costs.candidates[place]
         self._probed = request, request.next_cycle, PROMISING * float(all_together[place] / all_together[0])
+        alone_ms = self._costs.table(1, history)[:, 1]
         self._debt_ms = max(0.0, float(alone_ms[place] - tokens[place] / speeds.max()))
         self._next_probe, self._is_probe_next = self._turn + PROBE_CYCLES, False
         self._num_probes += 1

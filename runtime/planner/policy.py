@@ -47,6 +47,7 @@ class Policy:
         "_chosen",
         "_costs",
         "_cycles",
+        "_decisions",
         "_exploration",
         "_has_changed",
         "_is_confirmed",
@@ -56,6 +57,7 @@ class Policy:
         "_num_arrivals",
         "_num_chosen",
         "_num_cycles",
+        "_num_uncounted",
         "_objective",
         "_requests",
         "_runs",
@@ -64,7 +66,6 @@ class Policy:
         "_watch",
         "acceptance",
         "block_lengths",
-        "decisions",
     )
 
     def __init__(
@@ -113,8 +114,9 @@ class Policy:
         self._speeds = np.zeros(len(self._costs.candidates))
         self.block_lengths = tuple(block_lengths)
         self.acceptance = SharedAcceptance(longest)
-        # Cycles of requests by block length.
-        self.decisions: dict[int, int] = {}
+        # Cycles of requests by block length, without the latest that went on as the one before them.
+        self._decisions: dict[int, int] = {}
+        self._num_uncounted = 0
 
     @classmethod
     def for_session(
@@ -148,9 +150,9 @@ class Policy:
         if requests is not self._requests or not self._is_settled or self._cycles % beat == beat - 1:
             return False
         self._cycles += 1
+        self._num_uncounted += 1
         if self._watch is not None:
             self._watch.begin_cycle()
-        self._count(self._num_cycles)
         return True
 
     def decide(self, requests: Sequence[PlannedRequest], history: float, num_waiting: int = 0) -> None:
@@ -162,10 +164,12 @@ class Policy:
             history: cached tokens, the mean of these requests.
             num_waiting: requests that wait for a slot.
         """
+        _add(self._decisions, self._num_cycles, self._num_uncounted)
+        self._num_uncounted = 0
         self._cycles += 1
         is_same = requests is self._requests
         if is_same and self._exploration is not None and self._exploration.goes_on(requests):
-            self._count(_lengths_of(requests))
+            _add(self._decisions, _lengths_of(requests))
             if self._watch is not None:
                 self._watch.begin_cycle()
             return
@@ -185,13 +189,16 @@ class Policy:
         num_cycles, runs = self._num_cycles, self._runs
         if self._exploration is not None and self._exploration.starts(requests, history, self._speeds, self._cycles):
             num_cycles, runs, is_repeat, self._is_settled = _lengths_of(requests), self._runs_of(requests), False, False
-        self._count(num_cycles)
+        _add(self._decisions, num_cycles)
         if self._watch is not None:
             self._watch.follow(runs, history)
 
-    def _count(self, num_cycles: Mapping[int, int]) -> None:
-        for length, count in num_cycles.items():
-            self.decisions[length] = self.decisions.get(length, 0) + count
+    @property
+    def decisions(self) -> dict[int, int]:
+        """Cycles of requests by block length."""
+        found = dict(self._decisions)
+        _add(found, self._num_cycles, self._num_uncounted)
+        return found
 
     def _settle(self, requests: Sequence[PlannedRequest]) -> None:
         """Let the next cycles of all requests be as chosen."""
@@ -292,6 +299,13 @@ class Policy:
         group_ms = runs_ms(cost, list(groups.values()))
         ms = sum(float(group_ms[place, group]) for group, place in enumerate(groups))
         return float(speed_of(own_worth, ms, len(places), objective))
+
+
+def _add(decisions: dict[int, int], num_requests: Mapping[int, int], num_cycles: int = 1) -> None:
+    """Count cycles that had so many requests of each block length."""
+    if num_cycles:
+        for length, count in num_requests.items():
+            decisions[length] = decisions.get(length, 0) + num_cycles * count
 
 
 def _lengths_of(requests: Sequence[PlannedRequest]) -> dict[int, int]:
