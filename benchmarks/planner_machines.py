@@ -136,15 +136,21 @@ class RunLog:
 
 
 def answer_all(session: ReplaySession, level: int, options: GenerationOptions, policy: Policy | None = None) -> None:
-    """All requests, `level` at a time."""
+    """All requests, `level` at a time.
+
+    Raises:
+        RuntimeError: a request has other tokens than recorded.
+    """
     engine = TokenEngine(session, EngineOptions(max_active=level, prefix_rows=0, min_prefix=10**6), policy)
-    for request in range(len(session.requests)):
-        engine.submit(session.start(request), options)
+    answers = [session.start(request) for request in range(len(session.requests))]
+    for answer in answers:
+        engine.submit(answer, options)
     while engine.has_work:
         engine.admit()
         for _ in engine.run():
             pass
         engine.retire()
+    session.check(answers)
 
 
 @dataclass(frozen=True)

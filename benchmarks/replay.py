@@ -103,6 +103,17 @@ class ReplaySession:
         prompt = [request * _IDS_PER_REQUEST] * recorded.num_prompt
         return Answer(prompt, recorded.num_answer, self.limits.max_seq_len, None)
 
+    def check(self, answers: Sequence[Answer]) -> None:
+        """Refuse answers that are not the recorded ones.
+
+        Raises:
+            RuntimeError: one has other tokens.
+        """
+        for request, answer in enumerate(answers):
+            first = request * _IDS_PER_REQUEST
+            if answer.tokens != list(range(first, first + self.requests[request].num_answer)):
+                raise RuntimeError(f"request {request} has other tokens than recorded; its time would mean nothing")
+
     def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
         return KVCache([], [], np.zeros(batch_size + spare_rows, np.int64), self.limits.cache_capacity)
 
