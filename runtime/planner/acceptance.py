@@ -38,7 +38,7 @@ class AcceptanceModel:
         newest: weight of the newest cycle, which grows instead of all others becoming less.
     """
 
-    __slots__ = ("_all", "_answer_tokens", "_growth", "ends", "newest")
+    __slots__ = ("_all", "_growth", "ends", "newest")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE, prior_cycles: float = PRIOR_CYCLES) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
@@ -49,7 +49,6 @@ class AcceptanceModel:
         self.ends[:, -1] = 0.0, prior_cycles * PRIOR_SHARE ** (longest - 1)
         # The sum of `ends`.
         self._all = prior_cycles
-        self._answer_tokens: float | None = None
 
     @property
     def longest(self) -> int:
@@ -71,6 +70,34 @@ class AcceptanceModel:
         self._all += self.newest
         self.ends[int(accepted == block_length - 1), accepted] += self.newest
 
+    def shares(self) -> np.ndarray:
+        """Share of accepted drafts at every position, float64 [L - 1]."""
+        return _shares(_counts_of([self])[0])
+
+    def tokens(self, block_length: int) -> float:
+        """Expected tokens of a cycle, the verifier's own included."""
+        return float(expected_tokens(self.shares(), np.array([block_length]))[0])
+
+
+class SharedAcceptance(AcceptanceModel):
+    """What all requests of a loop showed, and how long their answers became.
+
+    Attributes:
+        by_progress: of cycles behind 0, 1, 2 to 3, 4 to 7, ... tokens of an answer.
+    """
+
+    __slots__ = ("_answer_tokens", "by_progress")
+
+    def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
+        """Start with the prior, for blocks of up to `longest` tokens."""
+        super().__init__(longest, half_life)
+        self.by_progress = [AcceptanceModel(longest, half_life, prior_cycles=0.0) for _ in range(_NUM_PARTS)]
+        self._answer_tokens: float | None = None
+
+    def part(self, num_emitted: int) -> AcceptanceModel:
+        """Of cycles behind about so many tokens."""
+        return self.by_progress[min(num_emitted.bit_length(), _NUM_PARTS - 1)]
+
     def observe_answer(self, num_tokens: int) -> None:
         """Take in an answer that ended after so many tokens."""
         if self._answer_tokens is None:
@@ -90,33 +117,6 @@ class AcceptanceModel:
             return tokens
         found: np.ndarray = tokens * self._answer_tokens / (self._answer_tokens + (tokens - 1) / 2)
         return found
-
-    def shares(self) -> np.ndarray:
-        """Share of accepted drafts at every position, float64 [L - 1]."""
-        return _shares(_counts_of([self])[0])
-
-    def tokens(self, block_length: int) -> float:
-        """Expected tokens of a cycle, the verifier's own included."""
-        return float(expected_tokens(self.shares(), np.array([block_length]))[0])
-
-
-class SharedAcceptance(AcceptanceModel):
-    """What all requests of a loop showed.
-
-    Attributes:
-        by_progress: of cycles behind 0, 1, 2 to 3, 4 to 7, ... tokens of an answer.
-    """
-
-    __slots__ = ("by_progress",)
-
-    def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
-        """Start with the prior, for blocks of up to `longest` tokens."""
-        super().__init__(longest, half_life)
-        self.by_progress = [AcceptanceModel(longest, half_life, prior_cycles=0.0) for _ in range(_NUM_PARTS)]
-
-    def part(self, num_emitted: int) -> AcceptanceModel:
-        """Of cycles behind about so many tokens."""
-        return self.by_progress[min(num_emitted.bit_length(), _NUM_PARTS - 1)]
 
 
 def shares_of(models: Sequence[AcceptanceModel], parts: Sequence[AcceptanceModel], overall: AcceptanceModel) -> np.ndarray:

@@ -188,7 +188,7 @@ class Policy:
             self._settle(requests)
         num_cycles, runs = self._num_cycles, self._runs
         if self._exploration is not None and self._exploration.starts(requests, history, self._speeds, self._cycles):
-            num_cycles, runs, is_repeat, self._is_settled = _lengths_of(requests), self._runs_of(requests), False, False
+            num_cycles, runs, self._is_settled = _lengths_of(requests), self._runs_of(requests), False
         _add(self._decisions, num_cycles)
         if self._watch is not None:
             self._watch.follow(runs, history)
