@@ -4,7 +4,7 @@ What one table of wall times cannot tell: whether choices are good, or were luck
 recorded once, with how far drafts are right at every position of them. Then the engine loop replays them on a clock: a run
 takes its calibrated time, times a factor that is drawn for every machine, block length and number of rows, and unknown to auto;
 what the loop and a decision take beside runs, and cold caches after runs of another kind, are added. Auto sees a clock that is
-disturbed as this one is (phases of 8 and 600 ms, interruptions); what it is compared by is not disturbed. Workloads, rounds and
+disturbed as this one is (phases of 6 ms to 10 s, interruptions); what it is compared by is not disturbed. Workloads, rounds and
 settings are those of `planner.py`; two rounds do not count, as there. Prints tables; the last line is one JSON object, and the
 exit code is 1 when a target is missed.
 """
@@ -43,13 +43,15 @@ from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.tokenizer import Tokenizer
 from nemodiff_trt.vocabulary import Mode, Role
 
-# Milliseconds of the loop beside every run, for each of its rows, and of a decision, as measured on two CPU cores.
-RUN_MS, ROW_MS, DECISION_MS = 0.08, 0.02, 0.1
+# Milliseconds of the loop beside every run, for each of its rows, of a decision, and of a choice, as measured on two CPU cores.
+RUN_MS, ROW_MS, DECISION_MS, CHOICE_MS = 0.08, 0.02, 0.04, 0.2
 # The first run after those of another kind takes so much longer: of one token, and of blocks.
 COLD_DECODE, COLD_BLOCK = 0.2, 0.05
 # What the clock shows: phases by their standard deviation (of the logarithm) and length in milliseconds, and single runs, as
-# measured here; one cycle in fifty is interrupted for so long.
-PHASES, SINGLE, INTERRUPTED, INTERRUPTION_MS = ((0.09, 600.0), (0.12, 8.0)), 0.05, 0.02, 3.0
+# measured here (the variogram of cycles that decode alike rises by about as much with every doubling of the time between them,
+# from 5 milliseconds to 10 seconds); one cycle in a hundred is interrupted for so long.
+PHASES = ((0.06, 6.0), (0.06, 30.0), (0.055, 200.0), (0.06, 1500.0), (0.09, 10_000.0))
+SINGLE, INTERRUPTED, INTERRUPTION_MS = 0.065, 0.01, 3.0
 # Rounds of auto that do not count, and those that do by requests at a time: about as many as `planner.py` takes.
 LEARNING, COUNTED = 2, {1: 6, 2: 6, 4: 5, 8: 4, 16: 3}
 _PATH_MS = 120_000
@@ -116,13 +118,18 @@ def _pace(generator: np.random.Generator) -> np.ndarray:
 
 
 class TimedPolicy(Policy):
-    """Decisions take time of a machine."""
+    """Decisions and choices take time of a machine."""
 
     machine: Machine
 
     def decide(self, *arguments: Any, **named: Any) -> None:
         super().decide(*arguments, **named)
         self.machine.pass_ms(DECISION_MS)
+
+    def _choose(self, *arguments: Any) -> bool:
+        is_new = super()._choose(*arguments)
+        self.machine.pass_ms(CHOICE_MS)
+        return is_new
 
 
 class RunLog:

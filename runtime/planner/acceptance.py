@@ -44,9 +44,10 @@ class AcceptanceModel:
         """Start with the prior, for blocks of up to `longest` tokens."""
         self._growth = 2 ** (1 / half_life)
         self.newest = 1.0
-        rejected = prior_cycles * (1 - PRIOR_SHARE) * PRIOR_SHARE ** np.arange(longest)
-        self.ends = np.stack([rejected, np.zeros(longest)])
-        self.ends[:, -1] = 0.0, prior_cycles * PRIOR_SHARE ** (longest - 1)
+        self.ends = np.zeros((2, longest))
+        if prior_cycles:
+            self.ends[0, :-1] = prior_cycles * (1 - PRIOR_SHARE) * PRIOR_SHARE ** np.arange(longest - 1)
+            self.ends[1, -1] = prior_cycles * PRIOR_SHARE ** (longest - 1)
         # The sum of `ends`.
         self._all = prior_cycles
 

@@ -19,7 +19,7 @@ class CycleWatch:
     calibrated time.
     """
 
-    __slots__ = ("_begin_s", "_clock", "_costs", "_kind", "_per_s", "_ratios", "_runs")
+    __slots__ = ("_begin_s", "_clock", "_costs", "_end_s", "_kind", "_per_s", "_ratios", "_runs", "_taken_s")
 
     def __init__(self, costs: CycleCosts, clock: Callable[[], float]) -> None:
         """Start without a stretch; `clock` is in seconds."""
@@ -31,6 +31,8 @@ class CycleWatch:
         # Measured over calibrated time of every cycle of the stretch; and when the one under way began, if it counts.
         self._ratios: list[float] = []
         self._begin_s: float | None = None
+        # When the last cycle of all ended that counted, and of those that were taken in.
+        self._end_s = self._taken_s = clock()
 
     def follow(self, runs: Sequence[tuple[int, int]], history: float) -> None:
         """Begin a cycle with these runs. The first of its kind does not count: it finds caches that others left.
@@ -54,7 +56,8 @@ class CycleWatch:
     def end_cycle(self) -> None:
         """Count the cycle, if its begin was told."""
         if self._begin_s is not None:
-            self._ratios.append((self._clock() - self._begin_s) * self._per_s)
+            self._end_s = self._clock()
+            self._ratios.append((self._end_s - self._begin_s) * self._per_s)
             self._begin_s = None
 
     def take_in(self) -> None:
@@ -67,5 +70,8 @@ class CycleWatch:
         self._ratios.clear()
         # A clock that stands still tells nothing.
         if ratio > 0:
+            elapsed_ms = 1e3 * (self._end_s - self._taken_s)
             for place, num_rows in self._runs:
-                self._costs.loop_times.observe(place, num_rows, ratio, num_cycles)
+                self._costs.loop_times.observe(place, num_rows, ratio, num_cycles, elapsed_ms)
+                elapsed_ms = 0.0
+            self._taken_s = self._end_s

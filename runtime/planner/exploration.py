@@ -21,12 +21,14 @@ PROBE_CYCLES, PROMISING, PROMISING_LENGTH = 128, 1.5, 2
 # Where all draft, decoding without drafts is tried out after so many cycles at the latest, whatever is predicted of it: its
 # cycles are short, and drafting must not stay where it became the slower one.
 AR_CYCLES = 512
-# How long cycles take in the loop is only learned by running them, too: all requests decode for a few in another way, for as
-# many as lose half a cycle by what is predicted, and so many at least and at most: a way that is close to the best takes more
-# of them to tell apart, and costs less. What is learned serves for so many cycles of what takes longer, this way or the best.
-TRIAL_COST, TRIAL_LENGTHS, HORIZON = 0.5, (3, 8), 300.0
+# How long cycles take in the loop is only learned by running them, too: all requests decode in another way for one of these
+# numbers of cycles: a way that is close to the best takes more of them to tell apart, and costs less. What is learned serves
+# for so many cycles of what takes longer, this way or the best.
+TRIAL_LENGTHS, HORIZON = (3, 5, 8, 12, 20), 300.0
 # Of the first cycle of its kind, because it finds cold caches: what it takes beyond those that follow.
 COLD_SHARE = 0.15
+# More than any trial promises for what it costs.
+_DUE = 1e9
 
 
 class Exploration:
@@ -134,7 +136,7 @@ class Exploration:
             self._trial, self._left = choice, PROMISING_LENGTH
 
     def _start_trial(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray) -> bool:
-        """Let all requests decode for a few cycles in the way of which that promises most, if it promises more than it costs.
+        """Let all requests decode for a few cycles in the way that promises most for what it costs, if it promises more.
 
         What it promises is the knowledge gradient: how much faster the best is expected to be once the trial was seen.
         """
@@ -145,25 +147,25 @@ class Exploration:
         batch = max(slots) - min(slots) + 1
         cycle_ms, best = self._costs.table(batch, history)[:, batch], int(speeds.argmax())
         lost = 1 - speeds / speeds[best]
-        shortest, longest = TRIAL_LENGTHS
-        num_cycles = np.clip(np.round(TRIAL_COST / np.maximum(lost, 1e-9)), shortest, longest).astype(int)
+        num_cycles = np.array(TRIAL_LENGTHS)[:, None]
         # The first cycle of its kind is not counted.
-        gains = expected_gains(-np.log1p(-lost), times.learnable(best, batch, num_cycles - 1))
+        changes = times.learnable(best, batch, num_cycles - 1)
+        gains = expected_gains(np.broadcast_to(-np.log1p(-lost), changes.shape), changes)
         cost_ms = num_cycles * lost * cycle_ms + COLD_SHARE * (cycle_ms + cycle_ms[best])
-        worth_ms = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains - cost_ms
-        worth_ms[best] = 0.0
+        returns = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains / cost_ms
+        returns[:, best] = 0.0
         if best and self._turn >= self._next_ar:
-            worth_ms[0] = np.inf
-        place = int(worth_ms.argmax())
-        if worth_ms[place] <= 0:
+            returns[:, 0] += _DUE
+        length, place = (int(index) for index in np.unravel_index(returns.argmax(), returns.shape))
+        if returns[length, place] <= 1:
             return False
-        self._debt_ms = float(cost_ms[place])
+        self._debt_ms = float(cost_ms[length, place])
         if place:
             # Teaches what a probe would.
             self._next_probe = self._turn + PROBE_CYCLES
         else:
             self._next_ar = self._turn + AR_CYCLES
-        self._trial, self._left, self._is_probe_next = self._costs.candidates[place], int(num_cycles[place]), True
+        self._trial, self._left, self._is_probe_next = self._costs.candidates[place], TRIAL_LENGTHS[length], True
         return True
 
 
@@ -171,13 +173,16 @@ def expected_gains(gaps: np.ndarray, deviations: np.ndarray) -> np.ndarray:
     """By how much numbers that lie `gaps` below the best are expected to rise above it, if they change at random.
 
     Args:
-        gaps: float64 [C], none negative.
-        deviations: standard deviations of normally distributed changes, float64 [C].
+        gaps: float64, none negative.
+        deviations: standard deviations of normally distributed changes, float64 like `gaps`.
     """
-    found = np.zeros(len(gaps))
-    for place, (gap, deviation) in enumerate(zip(gaps.tolist(), deviations.tolist(), strict=True)):
-        if deviation > 0:
-            z = gap / deviation
-            density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-            found[place] = deviation * (density - z * math.erfc(z / math.sqrt(2)) / 2)
-    return found
+    pairs = zip(gaps.ravel().tolist(), deviations.ravel().tolist(), strict=True)
+    return np.array([_expected_gain(*pair) for pair in pairs]).reshape(gaps.shape)
+
+
+def _expected_gain(gap: float, deviation: float) -> float:
+    if deviation <= 0:
+        return 0.0
+    z = gap / deviation
+    density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return deviation * (density - z * math.erfc(z / math.sqrt(2)) / 2)

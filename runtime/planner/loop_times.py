@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-# Standard deviations of logarithms, so about shares. A cycle of a shared machine; what stays of that however many cycles a
-# stretch has; what is not known of a candidate before it ran, as calibration knows nothing of the host; and how alike a
-# candidate is with one number of rows and with another.
-_CYCLE, _STRETCH, _CANDIDATE, _ALIKE = 0.25, 0.05, 0.2, 0.5
-# By how much the pace may change within a cycle; and cycles after which a third is left of what was known of a candidate.
-_PACE_DRIFT, _MEMORY_CYCLES = 0.017, 2500.0
+# Standard deviations of logarithms, so about shares: of a cycle; and of stretches, however many cycles they have: a shared
+# machine is slower and faster for milliseconds, seconds and minutes at a time, about as much for each, so that what lasts
+# longer tells no more.
+_CYCLE, _STRETCH = 0.1, 0.08
+# What is not known of a candidate before it ran, as calibration knows nothing of the host; and how alike a candidate is with
+# one number of rows and with another.
+_CANDIDATE, _ALIKE = 0.2, 0.5
+# By how much the pace changes in a millisecond; and cycles after which a third is left of what was known of a candidate.
+_PACE_DRIFT, _MEMORY_CYCLES = 0.0045, 2500.0
 # Stretches tell no more than so many standard deviations of a single cycle: one that something interrupted takes several times
 # as long.
 # What surprises more is either that, or the device is another than before: it counts as so many cycles of not running.
-_LARGEST_SURPRISE, _UNEXPLAINED_CYCLES = 2.5, 1000
+_LARGEST_SURPRISE, _UNEXPLAINED_CYCLES, _UNEXPLAINED_MS = 2.5, 1000, 10_000.0
 # What is less certain is held to be slower, by so much of its deviation.
 _DOUBT = 0.25
 
@@ -48,37 +52,45 @@ class LoopTimes:
         # What `factors` gives, None where it is to be computed anew.
         self._factors: np.ndarray | None = np.ones((num_candidates, max_batch + 1))
 
-    def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int) -> None:
-        """Take in a stretch of cycles that took `ratio` times their calibrated time, a positive number."""
+    def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int, elapsed_ms: float) -> None:
+        """Take in a stretch of cycles.
+
+        Args:
+            candidate: of the cycles.
+            batch: rows of them.
+            ratio: measured over calibrated time, positive.
+            num_cycles: of the stretch.
+            elapsed_ms: from the end of the stretch before to the end of this one.
+        """
         log, covariance = self._log, self._covariance
         place = 1 + candidate * self._shape[1] + self._bucket[batch]
-        self._forget(num_cycles)
+        self._forget(num_cycles, elapsed_ms)
         surprise = math.log(ratio) - float(log[0] + log[place])
         if self._has_cycles:
-            most = _LARGEST_SURPRISE * math.sqrt(self._variance(place) + _CYCLE**2)
+            most = _LARGEST_SURPRISE * math.sqrt(self._variance(place) + _noise(1))
             if abs(surprise) > most:
                 surprise = math.copysign(most, surprise)
-                self._forget(_UNEXPLAINED_CYCLES)
+                self._forget(_UNEXPLAINED_CYCLES, _UNEXPLAINED_MS)
         with_time = covariance[0] + covariance[place]
-        variance = self._variance(place) + _CYCLE**2 / num_cycles
+        variance = self._variance(place) + _noise(num_cycles)
         gain = with_time / variance
         log += surprise * gain
         covariance -= np.outer(gain, with_time)
         self._has_cycles, self._factors = True, None
 
     def _variance(self, place: int) -> float:
-        """Of the logarithm of the mean time of cycles beyond counting."""
+        """Of the logarithm of a time, without noise."""
         covariance = self._covariance
-        return float(covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place]) + _STRETCH**2
+        return float(covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place])
 
-    def _forget(self, num_cycles: int) -> None:
-        """Let so many cycles pass: the pace goes somewhere, ratios go back to what was known before."""
+    def _forget(self, num_cycles: int, elapsed_ms: float) -> None:
+        """Let so many cycles pass, and so much time: the pace goes somewhere, ratios go back to what was known before."""
         log, covariance, kept = self._log, self._covariance, math.exp(-num_cycles / _MEMORY_CYCLES)
         log[1:] *= kept
         covariance[1:] *= kept
         covariance[:, 1:] *= kept
         covariance[1:, 1:] += (1 - kept**2) * self._prior
-        covariance[0, 0] += num_cycles * _PACE_DRIFT**2
+        covariance[0, 0] += elapsed_ms * _PACE_DRIFT**2
 
     def bucket(self, batch: int) -> int:
         """Batches of one bucket count as one."""
@@ -95,16 +107,16 @@ class LoopTimes:
         Args:
             best: a candidate.
             batch: rows of both.
-            num_cycles: of the stretch, int64 [C], positive.
+            num_cycles: of the stretch, int64 [..., 1], positive.
 
         Returns:
-            Standard deviations of the change of logarithms, float64 [C]; 0 for `best`.
+            Standard deviations of the change of logarithms, float64 [..., C]; 0 for `best`.
         """
         places = 1 + np.arange(self._shape[0]) * self._shape[1] + self._bucket[batch]
         own = places[best]
         variances = self._covariance.diagonal()[places]
         known = np.maximum(variances + self._covariance[own, own] - 2 * self._covariance[own, places], 0.0)
-        found: np.ndarray = known / np.sqrt(known + _CYCLE**2 / num_cycles + _STRETCH**2)
+        found: np.ndarray = known / np.sqrt(known + _noise(num_cycles))
         return found
 
     def factors(self) -> np.ndarray:
@@ -120,3 +132,8 @@ class LoopTimes:
         variances = covariance[0, 0] + 2 * covariance[0, 1:] + covariance.diagonal()[1:]
         found: np.ndarray = np.sqrt(np.maximum(variances, 0.0)).reshape(self._shape)
         return found
+
+
+def _noise(num_cycles: Any) -> Any:
+    """Variance of the logarithm of the mean time of so many cycles, int or int64; float or float64 likewise."""
+    return _CYCLE**2 / num_cycles + _STRETCH**2

@@ -270,7 +270,9 @@ class Policy:
             split_speed, places = best_split(hardest_first, worth, cost, slots, objective)
             if split_speed > (1 + self._margins.over_ar) * speed:
                 speed, best = split_speed, [candidates[place] for place in places]
-        min_gain = self._margins.of_a_change(sum(request.num_cycles for request in requests))
+        # What drafts had to promise more than decoding without, and does not stay where it promises less.
+        is_ar = not any(choice.drafts for choice in best)
+        min_gain = 0.0 if is_ar else self._margins.of_a_change(sum(request.num_cycles for request in requests))
         if speed <= (1 + min_gain) * self._standing_speed(requests, best, worth, cost, objective):
             return False
         _log.debug("%d requests, %s: %s", len(requests), objective, best)

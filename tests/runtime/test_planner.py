@@ -202,17 +202,19 @@ class TestPolicy:
             chosen.append(lengths(requests))
         assert chosen == [[8, 8], [1, 1]]
 
-    def test_small_gains_do_not_change_a_choice(self) -> None:
-        policy = Policy(device(5.0, 0.02), [8, 16], 32, 2048, Margins(change=1e9))
+    @pytest.mark.parametrize("accepted", [3, 0])
+    def test_small_gains_do_not_change_a_choice_but_drafts_that_no_longer_pay_are_left(self, accepted: int) -> None:
+        policy = Policy(device(5.0, 0.02), [4, 8, 16], 32, 2048, Margins(change=1e9))
         requests = planned(policy, 12, 12)
         policy.decide(requests, 0.0)
         first = lengths(requests)
+        assert 1 not in first
         for request in requests:
             for _ in range(400):
-                request.observe(0)
+                request.observe(accepted)
         for _ in range(20):
             policy.decide(requests, 0.0)
-        assert lengths(requests) == first
+        assert lengths(requests) == (first if accepted else [1, 1])
 
     def test_hard_texts_go_on_alone(self) -> None:
         # Tokens cost so much that only good drafts are worth them.

@@ -20,17 +20,22 @@ from support.planning import device, lengths, planned
 QUICK = settings(max_examples=50, deadline=None, derandomize=True)
 
 
+def observe(times: LoopTimes, candidate: int, ratio: float, num_cycles: int) -> None:
+    """Cycles of four rows and five milliseconds, with nothing between them and those before."""
+    times.observe(candidate, 4, ratio, num_cycles, 5.0 * num_cycles)
+
+
 class TestLoopTimes:
     def test_a_slower_device_is_no_slower_candidate(self) -> None:
         times = LoopTimes(2, 4)
         for candidate in (0, 1) * 10:
-            times.observe(candidate, 4, 1.0, 8)
+            observe(times, candidate, 1.0, 8)
         for _ in range(50):
-            times.observe(0, 4, 1.5, 8)
+            observe(times, 0, 1.5, 8)
         first, second = times.factors()[:, 4]
         assert first / second == pytest.approx(1.0, abs=0.1)
         # Only the other one tells which of the two it is.
-        times.observe(1, 4, 1.0, 3)
+        observe(times, 1, 1.0, 3)
         first, second = times.factors()[:, 4]
         assert first / second > 1.2
 
@@ -39,30 +44,30 @@ class TestLoopTimes:
         assert not times.has_cycles
         np.testing.assert_array_equal(times.factors(), np.ones((2, 5)))
         for candidate in (0, 1) * 10:
-            times.observe(candidate, 4, 1.0, 8)
+            observe(times, candidate, 1.0, 8)
         assert (times.deviations()[:, times.bucket(4)] < 0.15).all()
         for _ in range(300):
-            times.observe(0, 4, 1.0, 8)
+            observe(times, 0, 1.0, 8)
         assert (times.deviations()[:, times.bucket(4)] < 0.15).tolist() == [True, False]
 
     def test_an_interrupted_stretch_tells_little(self) -> None:
         times = LoopTimes(2, 4)
         for candidate in (0, 1) * 10:
-            times.observe(candidate, 4, 1.0, 8)
-        times.observe(1, 4, 30.0, 8)
+            observe(times, candidate, 1.0, 8)
+        observe(times, 1, 30.0, 8)
         first, second = times.factors()[:, 4]
         assert second / first == pytest.approx(1.0, abs=0.15)
 
     def test_what_is_known_has_little_to_be_learned(self) -> None:
         times = LoopTimes(2, 4)
         for candidate in (0, 1):
-            times.observe(candidate, 4, 1.0, 8)
-        num_cycles = np.array([3, 3])
+            observe(times, candidate, 1.0, 8)
+        num_cycles = np.array([3])
         before = times.learnable(0, 4, num_cycles)
         assert before[0] == 0
         assert before[1] < times.learnable(0, 4, 4 * num_cycles)[1]
         for candidate in (0, 1) * 10:
-            times.observe(candidate, 4, 1.0, 8)
+            observe(times, candidate, 1.0, 8)
         assert times.learnable(0, 4, num_cycles)[1] < before[1] / 2
 
     @QUICK
@@ -78,11 +83,12 @@ class TestLoopTimes:
 
 class TestCycleWatch:
     def test_cycles_with_a_few_rows_more_or_less_are_one_stretch(self) -> None:
-        costs, now_s, seen = CycleCosts(device(1.0, 1.0), [4], 16), 0.0, []
+        costs, now_s, seen, spans_ms = CycleCosts(device(1.0, 1.0), [4], 16), 0.0, [], []
 
         class Recorded(LoopTimes):
-            def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int) -> None:
+            def observe(self, candidate: int, batch: int, ratio: float, num_cycles: int, elapsed_ms: float) -> None:
                 seen.append((candidate, self.bucket(batch), ratio, num_cycles))
+                spans_ms.append(elapsed_ms)
 
         costs.loop_times = Recorded(2, 16)
         watch = CycleWatch(costs, lambda: now_s)
@@ -99,6 +105,9 @@ class TestCycleWatch:
         watch.follow([(1, 8)], 100.0)
         watch.take_in()
         assert seen == [(0, 3, pytest.approx(1.3), 10)]
+        # What was not counted lies between the first and the last cycle.
+        took_ms = 1.3 * 5 * (costs.calibrated_ms([(0, 7)], 100.0) + costs.calibrated_ms([(0, 8)], 100.0))
+        assert spans_ms == [pytest.approx(took_ms + 9 * 5000)]
 
 
 class Loop:
