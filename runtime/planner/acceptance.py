@@ -87,16 +87,35 @@ class SharedAcceptance(AcceptanceModel):
         by_progress: of cycles behind 0, 1, 2 to 3, 4 to 7, ... tokens of an answer.
     """
 
-    __slots__ = ("_answer_tokens", "by_progress")
+    __slots__ = ("_answer_tokens", "_noted", "by_progress")
 
     def __init__(self, longest: int, half_life: float = HALF_LIFE) -> None:
         """Start with the prior, for blocks of up to `longest` tokens."""
         super().__init__(longest, half_life)
         self.by_progress = [AcceptanceModel(longest, half_life, prior_cycles=0.0) for _ in range(_NUM_PARTS)]
         self._answer_tokens: float | None = None
+        self._noted: list[tuple[AcceptanceModel, int, int, int]] = []
+
+    def note(self, own: AcceptanceModel, num_emitted: int, block_length: int, accepted: int) -> None:
+        """Keep a cycle of a request until `take_in`: many at once take a fifth of the time that one takes between engine runs.
+
+        Args:
+            own: acceptance of the request.
+            num_emitted: tokens of its answer before the cycle.
+            block_length: of the cycle.
+            accepted: drafts of it that were right, 0 to `block_length` - 1.
+        """
+        self._noted.append((own, num_emitted, block_length, accepted))
+
+    def take_in(self) -> None:
+        """Observe the cycles that were noted, for their requests and for all."""
+        for own, num_emitted, block_length, accepted in self._noted:
+            for model in (own, self.part(num_emitted), self):
+                model.observe(block_length, accepted)
+        self._noted.clear()
 
     def part(self, num_emitted: int) -> AcceptanceModel:
-        """Of cycles behind about so many tokens."""
+        """Of cycles behind about so many tokens, as far as they were taken in."""
         return self.by_progress[min(num_emitted.bit_length(), _NUM_PARTS - 1)]
 
     def observe_answer(self, num_tokens: int) -> None:

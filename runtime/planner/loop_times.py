@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,9 @@ _CYCLE, _STRETCH = 0.1, 0.08
 # What is not known of a candidate before it ran, as calibration knows nothing of the host; and how alike a candidate is with
 # one number of rows and with another.
 _CANDIDATE, _ALIKE = 0.2, 0.5
-# By how much the pace changes in a millisecond; and cycles after which a third is left of what was known of a candidate.
-_PACE_DRIFT, _MEMORY_CYCLES = 0.0045, 2500.0
+# By how much the pace changes in a millisecond, and however long nothing ran; and cycles after which a third is left of what
+# was known of a candidate.
+_PACE_DRIFT, _LARGEST_DRIFT, _MEMORY_CYCLES = 0.0045, 0.5, 2500.0
 # Stretches tell no more than so many standard deviations of a single cycle: one that something interrupted takes several times
 # as long.
 # What surprises more is either that, or the device is another than before: it counts as so many cycles of not running.
@@ -90,7 +90,7 @@ class LoopTimes:
         covariance[1:] *= kept
         covariance[:, 1:] *= kept
         covariance[1:, 1:] += (1 - kept**2) * self._prior
-        covariance[0, 0] += elapsed_ms * _PACE_DRIFT**2
+        covariance[0, 0] += min(elapsed_ms * _PACE_DRIFT**2, _LARGEST_DRIFT**2)
 
     def bucket(self, batch: int) -> int:
         """Batches of one bucket count as one."""
@@ -116,7 +116,7 @@ class LoopTimes:
         own = places[best]
         variances = self._covariance.diagonal()[places]
         known = np.maximum(variances + self._covariance[own, own] - 2 * self._covariance[own, places], 0.0)
-        found: np.ndarray = known / np.sqrt(known + _noise(num_cycles))
+        found: np.ndarray = known / np.sqrt(known + _CYCLE**2 / num_cycles + _STRETCH**2)
         return found
 
     def factors(self) -> np.ndarray:
@@ -134,6 +134,6 @@ class LoopTimes:
         return found
 
 
-def _noise(num_cycles: Any) -> Any:
-    """Variance of the logarithm of the mean time of so many cycles, int or int64; float or float64 likewise."""
+def _noise(num_cycles: int) -> float:
+    """Variance of the logarithm of the mean time of so many cycles."""
     return _CYCLE**2 / num_cycles + _STRETCH**2

@@ -31,7 +31,7 @@ class PlannedRequest:
         slot: of the cache.
         num_emitted: tokens of its answer so far.
         last_accepted: drafts that were right in the last cycle that drafted.
-        own: acceptance of this request, from nothing.
+        own: acceptance of this request, from nothing, as far as `shared` took it in.
     """
 
     shared: SharedAcceptance
@@ -46,10 +46,9 @@ class PlannedRequest:
         self.own = AcceptanceModel(self.shared.longest, prior_cycles=0.0)
 
     def observe(self, accepted: int) -> None:
-        """Take in the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
+        """Note the cycle that was decoded as `next_cycle` says: that many of its drafts were accepted."""
         self.last_accepted = accepted
-        for model in (self.own, self.shared.part(self.num_emitted), self.shared):
-            model.observe(self.next_cycle.block_length, accepted)
+        self.shared.note(self.own, self.num_emitted, self.next_cycle.block_length, accepted)
 
     def end(self, num_tokens: int) -> None:
         """The answer ended, with so many tokens."""
@@ -57,10 +56,11 @@ class PlannedRequest:
 
     @property
     def num_cycles(self) -> float:
-        """Cycles that `shares` comes from, older ones less: a measure of how much it may err."""
+        """Cycles that `shares` came from, older ones less: a measure of how much it may err."""
         return SHARED_CYCLES + self.own.num_cycles
 
     def shares(self) -> np.ndarray:
         """Conditional acceptance by position, float64 [L - 1]: its own, and while that says little that of all requests."""
+        self.shared.take_in()
         found: np.ndarray = shares_of([self.own], [self.shared.part(self.num_emitted)], self.shared)[0]
         return found

@@ -253,6 +253,7 @@ class Policy:
 
     def _choose(self, requests: Sequence[PlannedRequest], history: float, objective: Objective) -> bool:
         """Choose what promises most, and tell whether that is another choice."""
+        self.acceptance.take_in()
         parts = [self.acceptance.part(request.num_emitted) for request in requests]
         shares = shares_of([request.own for request in requests], parts, self.acceptance)
         tokens = self.acceptance.kept(expected_tokens(shares, self._costs.lengths))

@@ -50,6 +50,15 @@ class TestLoopTimes:
             observe(times, 0, 1.0, 8)
         assert (times.deviations()[:, times.bucket(4)] < 0.15).tolist() == [True, False]
 
+    def test_a_night_without_requests_changes_nothing(self) -> None:
+        times = LoopTimes(2, 4)
+        for candidate, ratio in ((0, 1.0), (1, 1.3)) * 20:
+            observe(times, candidate, ratio, 8)
+        first, second = times.factors()[:, 4]
+        times.observe(0, 4, 1.1, 8, 1e8)
+        later = times.factors()[:, 4]
+        assert later[1] / later[0] == pytest.approx(second / first, rel=0.02)
+
     def test_an_interrupted_stretch_tells_little(self) -> None:
         times = LoopTimes(2, 4)
         for candidate in (0, 1) * 10:
