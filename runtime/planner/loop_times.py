@@ -10,9 +10,9 @@ import numpy as np
 # machine is slower and faster for milliseconds, seconds and minutes at a time, about as much for each, so that what lasts
 # longer tells no more.
 _CYCLE, _STRETCH = 0.1, 0.08
-# What is not known of a candidate before it ran, as calibration knows nothing of the host; and how alike a candidate is with
-# one number of rows and with another.
-_CANDIDATE, _ALIKE = 0.2, 0.5
+# What is not known of a candidate before it ran, as calibration knows nothing of the host: how drafting does against decoding
+# without, and each candidate by itself; and how alike a candidate is with one number of rows and with another.
+_DRAFTING, _CANDIDATE, _ALIKE = 0.15, 0.12, 0.5
 # By how much the pace changes in a millisecond, and however long nothing ran; and cycles after which a third is left of what
 # was known of a candidate.
 _PACE_DRIFT, _LARGEST_DRIFT, _MEMORY_CYCLES = 0.0045, 0.5, 2500.0
@@ -36,7 +36,7 @@ class LoopTimes:
     __slots__ = ("_bucket", "_covariance", "_factors", "_has_cycles", "_log", "_prior", "_shape")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
-        """Start with ratios of one, for batches of up to `max_batch` rows."""
+        """Start with ratios of one, for batches of up to `max_batch` rows. All candidates but the first draft."""
         self._bucket = [0, *((batch - 1).bit_length() for batch in range(1, max_batch + 1))]
         num_buckets = self._bucket[-1] + 1
         self._shape = (num_candidates, num_buckets)
@@ -45,7 +45,9 @@ class LoopTimes:
         self._log = np.zeros(1 + num_ratios)
         own = _ALIKE + (1 - _ALIKE) * np.eye(num_buckets)
         # Of the ratios, float64 [C * buckets, C * buckets].
-        self._prior = _CANDIDATE**2 * np.kron(np.eye(num_candidates), own)
+        drafts = np.arange(num_candidates) > 0
+        alike = _CANDIDATE**2 * np.eye(num_candidates) + _DRAFTING**2 * np.outer(drafts, drafts)
+        self._prior = np.kron(alike, own)
         self._covariance = np.eye(1 + num_ratios)
         self._covariance[1:, 1:] = self._prior
         self._has_cycles = False

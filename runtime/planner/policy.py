@@ -59,6 +59,7 @@ class Policy:
         "_num_cycles",
         "_num_uncounted",
         "_objective",
+        "_progress",
         "_requests",
         "_runs",
         "_speeds",
@@ -101,6 +102,8 @@ class Policy:
         # Whether these and those that left are as many as there are.
         self._has_changed = False
         self._chosen: list[Choice | None] = []
+        # Part of its answer that the first request was at, at the last choice.
+        self._progress = 0
         # How a request decodes that comes to an empty loop.
         self._usual: Choice | None = None
         # Whether the last choice was as the one before.
@@ -149,6 +152,8 @@ class Policy:
         beat = BEAT_CYCLES if self._is_drafting or self._has_changed else TURN_CYCLES
         if requests is not self._requests or not self._is_settled or self._cycles % beat == beat - 1:
             return False
+        if self._is_drafting and requests[0].num_emitted.bit_length() != self._progress:
+            return False
         self._cycles += 1
         self._num_uncounted += 1
         if self._watch is not None:
@@ -183,6 +188,7 @@ class Policy:
             self._usual, self._choice_cycle = requests[-1].choice, self._cycles
             self._num_chosen, self._num_arrivals, self._has_changed = len(requests), 0, False
             self._chosen = [request.choice for request in requests]
+            self._progress = requests[0].num_emitted.bit_length()
             is_repeat = is_repeat and self._is_confirmed
         if not is_repeat:
             self._settle(requests)
@@ -230,6 +236,8 @@ class Policy:
             if len(fresh) == len(requests) and not is_as_before:
                 return True
         if self._exploration is not None and self._exploration.take_result():
+            return True
+        if self._is_drafting and requests[0].num_emitted.bit_length() != self._progress:
             return True
         num_departures = self._num_chosen + self._num_arrivals - len(requests)
         self._has_changed = self._num_arrivals + num_departures >= len(requests)

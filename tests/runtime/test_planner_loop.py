@@ -39,6 +39,14 @@ class TestLoopTimes:
         first, second = times.factors()[:, 4]
         assert first / second > 1.2
 
+    def test_one_block_length_tells_of_the_others(self) -> None:
+        times = LoopTimes(3, 4)
+        for candidate, ratio in ((0, 1.0), (1, 1.3)) * 20:
+            observe(times, candidate, ratio, 8)
+        without, tried, other = times.factors()[:, 4]
+        assert tried / without == pytest.approx(1.3, rel=0.05)
+        assert other / without > 1.1
+
     def test_what_does_not_run_is_forgotten(self) -> None:
         times = LoopTimes(2, 4)
         assert not times.has_cycles
@@ -160,6 +168,24 @@ class TestLearning:
             loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
             loop.run(requests, 2 * AR_CYCLES + 100)
             assert requests[0].choice == (Choice(4) if drafts else Choice(1))
+
+    def test_chooses_anew_where_an_answer_became_twice_as_long(self) -> None:
+        policy = Policy(device(5.0, 0.02), [4, 8], 8, 16)
+        requests = planned(policy, 7, 7)
+        for num_emitted in (1, 2, 40):
+            requests[0].num_emitted = num_emitted
+            assert not policy.goes_on(requests)
+            policy.decide(requests, 100.0)
+            assert policy.goes_on(requests)
+        # Where nothing drafts, nothing is learned of drafts either.
+        for request in requests:
+            for _ in range(400):
+                request.observe(0)
+        for _ in range(QUIET_CYCLES):
+            policy.decide(requests, 100.0)
+        assert lengths(requests) == [1, 1]
+        requests[0].num_emitted = 80
+        assert policy.goes_on(requests)
 
     def test_cold_cycles_after_a_change_teach_nothing(self) -> None:
         loop = Loop(device(5.0, 0.02), cold=3.0)
