@@ -152,7 +152,7 @@ class Policy:
         beat = BEAT_CYCLES if self._is_drafting or self._has_changed else TURN_CYCLES
         if requests is not self._requests or not self._is_settled or self._cycles % beat == beat - 1:
             return False
-        if self._is_drafting and requests[0].num_emitted.bit_length() != self._progress:
+        if self._has_grown(requests):
             return False
         self._cycles += 1
         self._num_uncounted += 1
@@ -237,13 +237,17 @@ class Policy:
                 return True
         if self._exploration is not None and self._exploration.take_result():
             return True
-        if self._is_drafting and requests[0].num_emitted.bit_length() != self._progress:
+        if self._has_grown(requests):
             return True
         num_departures = self._num_chosen + self._num_arrivals - len(requests)
         self._has_changed = self._num_arrivals + num_departures >= len(requests)
         drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
         cycles = drafting_cycles if self._is_drafting else ARRIVAL_CYCLES if self._has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
+
+    def _has_grown(self, requests: Sequence[PlannedRequest]) -> bool:
+        """Whether drafts may do otherwise because answers are longer: whether the first became about twice as long."""
+        return self._is_drafting and requests[0].num_emitted.bit_length() != self._progress
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
         """Start as those decoded that left, or as most do. Without any choice before, they start with what is best."""
