@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
+
+_Number = TypeVar("_Number", float, np.ndarray)
 
 # Standard deviations of logarithms, so about shares: of a cycle; and of stretches, however many cycles they have: a shared
 # machine is slower and faster for milliseconds, seconds and minutes at a time, about as much for each, so that what lasts
@@ -118,7 +121,7 @@ class LoopTimes:
         own = places[best]
         variances = self._covariance.diagonal()[places]
         known = np.maximum(variances + self._covariance[own, own] - 2 * self._covariance[own, places], 0.0)
-        found: np.ndarray = known / np.sqrt(known + _CYCLE**2 / num_cycles + _STRETCH**2)
+        found: np.ndarray = known / np.sqrt(known + _noise(num_cycles))
         return found
 
     def factors(self) -> np.ndarray:
@@ -136,6 +139,6 @@ class LoopTimes:
         return found
 
 
-def _noise(num_cycles: int) -> float:
+def _noise(num_cycles: _Number) -> _Number:
     """Variance of the logarithm of the mean time of so many cycles."""
     return _CYCLE**2 / num_cycles + _STRETCH**2

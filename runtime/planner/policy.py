@@ -247,7 +247,7 @@ class Policy:
 
     def _has_grown(self, requests: Sequence[PlannedRequest]) -> bool:
         """Whether drafts may do otherwise because answers are longer: whether the first became about twice as long."""
-        return self._is_drafting and requests[0].num_emitted.bit_length() != self._progress
+        return self._is_drafting and requests[0].num_emitted.bit_length() > self._progress
 
     def _follow_the_others(self, fresh: Sequence[PlannedRequest], requests: Sequence[PlannedRequest]) -> None:
         """Start as those decoded that left, or as most do. Without any choice before, they start with what is best."""

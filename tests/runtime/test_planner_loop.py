@@ -177,6 +177,9 @@ class TestLearning:
             assert not policy.goes_on(requests)
             policy.decide(requests, 100.0)
             assert policy.goes_on(requests)
+        # Who follows another has a short answer again, which is no reason.
+        requests[0].num_emitted = 1
+        assert policy.goes_on(requests)
         # Where nothing drafts, nothing is learned of drafts either.
         for request in requests:
             for _ in range(400):
