@@ -38,6 +38,7 @@ from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import LatencyModel, PlannedRequest, Policy, Step, StepTime
 from nemodiff_trt.runtime.planner.acceptance import SharedAcceptance
 from nemodiff_trt.runtime.planner.calibrate import held_out_error, measure_steps
+from nemodiff_trt.runtime.planner.calibrate_loop import measure_loop
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.simulator import AcceptanceProfile
 from nemodiff_trt.runtime.simulator.acceptance import PUBLISHED_TOKENS
@@ -66,11 +67,15 @@ def workloads(tokenizer: Tokenizer, count: int, max_new_tokens: int) -> dict[str
     plain = GenerationOptions(max_new_tokens=max_new_tokens)
     warm = plain.changed(temperature=1.6, ignore_eos=True)
 
+    # Sampled answers go on to their last token. Were they equally long, those that begin together would end together without
+    # drafts, wave by wave, which spares rows of unequal length and prompts alone in a run; no other load is like that.
+    lengths = np.random.default_rng(SEED).integers(max_new_tokens // 2, max_new_tokens * 3 // 2, count, endpoint=True).tolist()
+
     def asked(place: int, is_easy: bool) -> Request:
         wanted = [problem for problem in problems if any(name in problem.category for name in EASY) == is_easy]
         problem = wanted[place % len(wanted)]
         chat = tokenizer.apply_chat_template([{"role": "user", "content": problem.prompt}])
-        return tokenizer.encode(chat), plain if is_easy else warm.changed(seed=place)
+        return tokenizer.encode(chat), plain if is_easy else warm.changed(seed=place, max_new_tokens=lengths[place])
 
     easy, hard = ([asked(place, is_easy) for place in range(count)] for is_easy in (True, False))
     mixed = [request for pair in zip(easy, hard, strict=True) for request in pair][:count]
@@ -224,6 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0, help="of every setting in the rounds that count, at least")
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--workloads", type=lambda text: text.split(","), default=["easy", "hard", "mixed", "changing"])
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
     parser.add_argument("--measurements", type=Path, help="CSV of step times of another device")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time on one thread: for a machine that is busy otherwise")
@@ -241,12 +247,14 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
     """Speed of every setting over ar, by workload and requests at a time; with what was learned and chosen."""
     times = measure_steps(session, clock=arguments.clock)
     latency = LatencyModel.calibrate("this CPU", times)
+    if not arguments.modelled:
+        latency = dataclasses.replace(latency, loop=measure_loop(session, tokenizer, latency, clock=arguments.clock))
     speeds = Speeds(held_out_error("this CPU", times), latency)
     modelled = ModelledSession(session, latency)
     runs, clock = (modelled, lambda: modelled.now_s) if arguments.modelled else (session, arguments.clock)
     counts = {level: max(arguments.num_prompts, WAVES * level) for level in arguments.levels}
     by_level = {level: workloads(tokenizer, count, arguments.max_new_tokens) for level, count in counts.items()}
-    for name in by_level[arguments.levels[0]]:
+    for name in arguments.workloads:
         table = Table(f"{name}: speed over ar", *settings())
         for level in arguments.levels:
             requests = by_level[level][name]
@@ -298,6 +306,7 @@ def main() -> None:
         "auto_seconds_over_ar_by_round": speeds.auto_seconds_over_ar,
         "decisions": speeds.decisions,
         "latency_model": {str(role): dataclasses.asdict(terms) for role, terms in speeds.latency.roles.items()},
+        "loop_over_steps": speeds.latency.loop,
         "other_device": form,
         "targets": {name: target.to_dict() for name, target in targets.items()},
     }

@@ -24,24 +24,32 @@ class CalibrateArguments:
 
 
 def calibrate(arguments: CalibrateArguments) -> int:
-    """Measure how long steps take here, and write the result beside the bundle, for mode auto."""
+    """Measure how long steps take here, and cycles in a loop, and write the result beside the bundle, for mode auto."""
+    from dataclasses import replace
+
     from nemodiff_trt.bundle import Bundle
     from nemodiff_trt.runtime.cli.output import write_json
     from nemodiff_trt.runtime.open_session import open_session
     from nemodiff_trt.runtime.planner import LatencyModel
     from nemodiff_trt.runtime.planner.calibrate import device_name, held_out_error, measure_steps
+    from nemodiff_trt.runtime.planner.calibrate_loop import measure_loop
     from nemodiff_trt.runtime.planner.latency_model import latency_file
+    from nemodiff_trt.tokenizer import Tokenizer
 
     bundle = Bundle.open(arguments.bundle)
     session = open_session(bundle, arguments.num_threads)
     times = measure_steps(session, arguments.num_repeats)
     device = device_name(bundle.manifest.target)
     model, error = LatencyModel.calibrate(device, times), held_out_error(device, times)
+    loop = measure_loop(session, Tokenizer.from_dir(bundle.tokenizer_dir), model, arguments.num_repeats)
+    num_cycles = sum(map(len, loop.values()))
     path = latency_file(bundle.path)
     with replaced_file(path) as partial:
-        partial.write_bytes(model.to_bytes())
+        partial.write_bytes(replace(model, loop=loop).to_bytes())
     if arguments.as_json:
-        write_json({"file": str(path), "device": device, "num_steps": len(times), "held_out_median_error": error})
+        counts = {"num_steps": len(times), "num_cycles": num_cycles}
+        write_json({"file": str(path), "device": device, **counts, "held_out_median_error": error})
     else:
-        typer.echo(f"{len(times)} steps on {device}, median error on steps left out {error:.1%}: {path}")
+        measured = f"{len(times)} steps and {num_cycles} cycles of a loop on {device}"
+        typer.echo(f"{measured}, median error on steps left out {error:.1%}: {path}")
     return 0

@@ -51,8 +51,8 @@ def cycles_to_measure(session: Session) -> Iterator[tuple[_Cycle, tuple[Step, ..
         if not roles:
             continue
         longest = max(map(limits.longest_step, roles))
-        lengths = _powers(4, longest) if longest > 1 else [1]
-        for batch, length, history in itertools.product(_powers(1, limits.max_batch_size), lengths, histories):
+        lengths = powers(4, longest) if longest > 1 else [1]
+        for batch, length, history in itertools.product(powers(1, limits.max_batch_size), lengths, histories):
             # A chunk of prefill may be as long as the cache.
             if history + length <= limits.cache_capacity:
                 yield cycle, tuple(Step(role, batch, length, float(history)) for role in roles)
@@ -162,7 +162,7 @@ def _histories(step: Step, cache_capacity: int) -> np.ndarray:
     return np.minimum(spread * step.history, cache_capacity - step.step).astype(np.int64)
 
 
-def _powers(first: int, last: int) -> list[int]:
+def powers(first: int, last: int) -> list[int]:
     """Powers of two from `first` on, and `last`."""
     powers = [1 << exponent for exponent in range(last.bit_length()) if first <= 1 << exponent <= last]
     return sorted({*powers, last})

@@ -62,4 +62,5 @@ class CycleCosts:
             for row, choice in zip(table[:, 1:], self.candidates, strict=True):
                 for role in (Role.DRAFT, Role.VERIFY) if choice.drafts else (Role.DECODE,):
                     row += self._latency.row(role, choice.block_length, batches, bucket * _HISTORY_STEP)
+                row *= self._latency.loop_row(choice.block_length, batches)
         return table

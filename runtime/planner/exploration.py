@@ -25,6 +25,8 @@ AR_CYCLES = 512
 # numbers of cycles: a way that is close to the best takes more of them to tell apart, and costs less. What is learned serves
 # for so many cycles of what takes longer, this way or the best.
 TRIAL_LENGTHS, HORIZON = (3, 5, 8, 12, 20), 300.0
+# Calibration beside other work may be wrong by half: what never was is tried once, if so much of the best speed is predicted.
+WORTH_A_LOOK = 0.67
 # Of the first cycle of its kind, because it finds cold caches: what it takes beyond those that follow.
 COLD_SHARE = 0.15
 # More than any trial promises for what it costs.
@@ -112,18 +114,22 @@ class Exploration:
                 second(requests, history, speeds)
 
     def _start_probe(self, requests: Sequence[PlannedRequest], history: float, speeds: np.ndarray) -> bool:
-        """Let a request that does not draft do so for one cycle, by itself, if none did lately."""
-        request = requests[self._num_probes % len(requests)]
+        """Let a request that does not draft do so for one cycle, by itself, if none did lately.
+
+        The one in the first or the last slot: rows of the others stay together, in one run.
+        """
+        request = requests[-(self._num_probes % 2)]
         if self._turn < self._next_probe or request.next_cycle.drafts:
             return False
-        tokens = expected_tokens(request.shares(), self._costs.lengths)
-        all_together = self._costs.table(len(requests), history)[:, len(requests)]
+        tokens, num_others = expected_tokens(request.shares(), self._costs.lengths), len(requests) - 1
+        cycle_ms = self._costs.table(len(requests), history)
+        all_together = cycle_ms[:, -1]
         # As all would draft if it paid.
         place = 1 + int((all_together / tokens)[1:].argmin())
         request.next_cycle = self._costs.candidates[place]
         self._probed = request, request.next_cycle, PROMISING * float(all_together[place] / all_together[0])
-        alone_ms = self._costs.table(1, history)[:, 1]
-        self._debt_ms = max(0.0, float(alone_ms[place] - tokens[place] / speeds.max()))
+        cost_ms = cycle_ms[0, num_others] + (1 + COLD_SHARE) * cycle_ms[place, 1] - (num_others + tokens[place]) / speeds.max()
+        self._debt_ms = max(0.0, float(cost_ms))
         self._next_probe, self._is_probe_next = self._turn + PROBE_CYCLES, False
         self._num_probes += 1
         return True
@@ -145,14 +151,20 @@ class Exploration:
             return False
         slots = [request.slot for request in requests]
         batch = max(slots) - min(slots) + 1
-        cycle_ms, best = self._costs.table(batch, history)[:, batch], int(speeds.argmax())
-        lost = 1 - speeds / speeds[best]
+        cycle_ms = self._costs.table(batch, history)[:, batch]
+        # What runs teaches by itself. It need not be what is predicted to be best: a change has to promise more than that.
+        running = {request.next_cycle.block_length for request in requests}
+        best = self._costs.places[running.pop()] if len(running) == 1 else int(speeds.argmax())
+        lost = np.maximum(1 - speeds / speeds[best], 0.0)
         num_cycles = np.array(TRIAL_LENGTHS)[:, None]
         # The first cycle of its kind is not counted.
         changes = times.learnable(best, batch, num_cycles - 1)
         gains = expected_gains(np.broadcast_to(-np.log1p(-lost), changes.shape), changes)
         cost_ms = num_cycles * lost * cycle_ms + COLD_SHARE * (cycle_ms + cycle_ms[best])
         returns = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains / cost_ms
+        is_open = times.untried(batch) & (1 - lost > WORTH_A_LOOK)
+        # After what promises more than it costs, the likeliest first.
+        returns[0, is_open] = np.maximum(returns[0], 2 - lost)[is_open]
         returns[:, best] = 0.0
         if best and self._turn >= self._next_ar:
             returns[:, 0] += _DUE

@@ -80,12 +80,15 @@ class LatencyModel:
         is_prediction: not measured on the device.
         roles: terms of every role.
         factors: what the terms miss, for the roles that were calibrated.
+        loop: time of a cycle in a loop over that of its steps, by block length (1 for autoregressive) and rows, ascending.
+            One where nothing was measured.
     """
 
     device: str
     is_prediction: bool
     roles: Mapping[Role, Coefficients]
     factors: Mapping[Role, LocalFactors] = field(default_factory=dict)
+    loop: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, device: str, times: Iterable[StepTime]) -> LatencyModel:
@@ -136,11 +139,25 @@ class LatencyModel:
         factors = self.factors.get(role)
         return ms if factors is None else ms * factors.row(step, batches, history)
 
+    def loop_row(self, block_length: int, batches: np.ndarray) -> np.ndarray:
+        """What to multiply the time of a cycle's steps by for several batch sizes, float64 like `batches`.
+
+        Interpolated over the logarithm of the batch size.
+        """
+        measured = self.loop.get(block_length)
+        if not measured:
+            return np.ones(len(batches))
+        found: np.ndarray = np.interp(np.log(batches), np.log(list(measured)), list(measured.values()))
+        return found
+
     def to_bytes(self) -> bytes:
         """As JSON."""
         roles = {str(role): asdict(terms) for role, terms in sorted(self.roles.items())}
         factors = {str(role): own.to_json() for role, own in sorted(self.factors.items())}
-        content = {"device": self.device, "is_prediction": self.is_prediction, "roles": roles, "factors": factors}
+        loop = [[length, rows, factor] for length, own in self.loop.items() for rows, factor in own.items()]
+        content = {
+            "device": self.device, "is_prediction": self.is_prediction, "roles": roles, "factors": factors, "loop": loop
+        }  # fmt: skip
         return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
@@ -164,7 +181,12 @@ class LatencyModel:
         if any(not math.isfinite(value) or value < 0 for terms in roles.values() for value in asdict(terms).values()):
             raise ValueError("a term is negative or not finite")
         factors = {Role(name): LocalFactors.from_json(own) for name, own in content["factors"].items()}
-        return cls(str(content["device"]), bool(content["is_prediction"]), roles, factors)
+        loop: dict[int, dict[int, float]] = {}
+        for length, rows, factor in sorted(content["loop"]):
+            if min(length, rows) < 1 or not 0 < factor < math.inf:
+                raise ValueError("a factor of the loop is not a positive number for a block length and rows")
+            loop.setdefault(int(length), {})[int(rows)] = float(factor)
+        return cls(str(content["device"]), bool(content["is_prediction"]), roles, factors, loop)
 
 
 def latency_file(bundle: Path) -> Path:

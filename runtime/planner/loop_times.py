@@ -15,14 +15,14 @@ _Number = TypeVar("_Number", float, np.ndarray)
 _CYCLE, _STRETCH = 0.1, 0.08
 # What is not known of a candidate before it ran, as calibration knows nothing of the host: how drafting does against decoding
 # without, and each candidate by itself; and how alike a candidate is with one number of rows and with another.
-_DRAFTING, _CANDIDATE, _ALIKE = 0.15, 0.12, 0.5
+_DRAFTING, _CANDIDATE, _ALIKE = 0.08, 0.08, 0.5
 # By how much the pace changes in a millisecond, and however long nothing ran; and cycles after which a third is left of what
 # was known of a candidate.
 _PACE_DRIFT, _LARGEST_DRIFT, _MEMORY_CYCLES = 0.0045, 0.5, 2500.0
 # Stretches tell no more than so many standard deviations of a single cycle: one that something interrupted takes several times
-# as long.
-# What surprises more is either that, or the device is another than before: it counts as so many cycles of not running.
-_LARGEST_SURPRISE, _UNEXPLAINED_CYCLES, _UNEXPLAINED_MS = 2.5, 1000, 10_000.0
+# as long. What surprises more is either that, or the device is another than before: ratios become more uncertain by so many
+# times what is not known before anything runs, and the pace as if so much time had passed.
+_LARGEST_SURPRISE, _UNEXPLAINED, _UNEXPLAINED_MS = 2.5, 2.0, 10_000.0
 # What is less certain is held to be slower, by so much of its deviation.
 _DOUBT = 0.25
 
@@ -36,7 +36,7 @@ class LoopTimes:
     tried out between them tells of just that.
     """
 
-    __slots__ = ("_bucket", "_covariance", "_factors", "_has_cycles", "_log", "_prior", "_shape")
+    __slots__ = ("_bucket", "_covariance", "_factors", "_has_cycles", "_is_tried", "_log", "_prior", "_shape")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
         """Start with ratios of one, for batches of up to `max_batch` rows. All candidates but the first draft."""
@@ -54,6 +54,8 @@ class LoopTimes:
         self._covariance = np.eye(1 + num_ratios)
         self._covariance[1:, 1:] = self._prior
         self._has_cycles = False
+        # By candidate and bucket, with one more bucket at either end.
+        self._is_tried = np.zeros((num_candidates, num_buckets + 2), bool)
         # What `factors` gives, None where it is to be computed anew.
         self._factors: np.ndarray | None = np.ones((num_candidates, max_batch + 1))
 
@@ -75,13 +77,15 @@ class LoopTimes:
             most = _LARGEST_SURPRISE * math.sqrt(self._variance(place) + _noise(1))
             if abs(surprise) > most:
                 surprise = math.copysign(most, surprise)
-                self._forget(_UNEXPLAINED_CYCLES, _UNEXPLAINED_MS)
+                covariance[1:, 1:] += _UNEXPLAINED * self._prior
+                self._drift(_UNEXPLAINED_MS)
         with_time = covariance[0] + covariance[place]
         variance = self._variance(place) + _noise(num_cycles)
         gain = with_time / variance
         log += surprise * gain
         covariance -= np.outer(gain, with_time)
         self._has_cycles, self._factors = True, None
+        self._is_tried[candidate, 1 + self._bucket[batch]] = True
 
     def _variance(self, place: int) -> float:
         """Of the logarithm of a time, without noise."""
@@ -89,13 +93,19 @@ class LoopTimes:
         return float(covariance[0, 0] + 2 * covariance[0, place] + covariance[place, place])
 
     def _forget(self, num_cycles: int, elapsed_ms: float) -> None:
-        """Let so many cycles pass, and so much time: the pace goes somewhere, ratios go back to what was known before."""
-        log, covariance, kept = self._log, self._covariance, math.exp(-num_cycles / _MEMORY_CYCLES)
-        log[1:] *= kept
+        """Let so many cycles pass, and so much time: the pace goes somewhere, ratios become as uncertain as in the beginning.
+
+        They stay what they were seen to be: the loop is nearer to how it was lately than to how it was calibrated.
+        """
+        covariance, kept = self._covariance, math.exp(-num_cycles / _MEMORY_CYCLES)
         covariance[1:] *= kept
         covariance[:, 1:] *= kept
         covariance[1:, 1:] += (1 - kept**2) * self._prior
-        covariance[0, 0] += min(elapsed_ms * _PACE_DRIFT**2, _LARGEST_DRIFT**2)
+        self._drift(elapsed_ms)
+
+    def _drift(self, elapsed_ms: float) -> None:
+        """Let the pace go somewhere."""
+        self._covariance[0, 0] += min(elapsed_ms * _PACE_DRIFT**2, _LARGEST_DRIFT**2)
 
     def bucket(self, batch: int) -> int:
         """Batches of one bucket count as one."""
@@ -105,6 +115,12 @@ class LoopTimes:
     def has_cycles(self) -> bool:
         """Whether any cycle was heard of."""
         return self._has_cycles
+
+    def untried(self, batch: int) -> np.ndarray:
+        """Candidates of which no stretch was heard with about as many rows, half or twice as many; bool [C]."""
+        bucket = self._bucket[batch]
+        found: np.ndarray = np.logical_not(self._is_tried[:, bucket : bucket + 3].any(axis=1))
+        return found
 
     def learnable(self, best: int, batch: int, num_cycles: np.ndarray) -> np.ndarray:
         """By how much a stretch of every candidate may change what is known of its time against that of `best`.

@@ -130,10 +130,9 @@ class Policy:
         clock: Callable[[], float] = time.perf_counter,
     ) -> Policy:
         """Between autoregressive decoding and blocks of powers of two, as far as the engines were built for both."""
-        longest = session.limits.block_length
-        drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
-        lengths = [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
-        return cls(latency, lengths, longest, session.limits.max_batch_size, objective=objective, clock=clock)
+        limits = session.limits
+        lengths = block_lengths_of(session, latency)
+        return cls(latency, lengths, limits.block_length, limits.max_batch_size, objective=objective, clock=clock)
 
     def cycle_ms(self, choice: Choice, batch: int, history: float) -> float:
         """Predicted milliseconds of a cycle of `batch` requests with `history` cached tokens each."""
@@ -314,6 +313,13 @@ class Policy:
         group_ms = runs_ms(cost, list(groups.values()))
         ms = sum(float(group_ms[place, group]) for group, place in enumerate(groups))
         return float(speed_of(own_worth, ms, len(places), objective))
+
+
+def block_lengths_of(session: Session, latency: LatencyModel) -> list[int]:
+    """Powers of two, as far as the engines were built for them and draft at all."""
+    longest = session.limits.block_length
+    drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
+    return [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
 
 
 def _add(decisions: dict[int, int], num_requests: Mapping[int, int], num_cycles: int = 1) -> None:

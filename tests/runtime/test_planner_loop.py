@@ -53,10 +53,10 @@ class TestLoopTimes:
         np.testing.assert_array_equal(times.factors(), np.ones((2, 5)))
         for candidate in (0, 1) * 10:
             observe(times, candidate, 1.0, 8)
-        assert (times.deviations()[:, times.bucket(4)] < 0.15).all()
+        assert (times.deviations()[:, times.bucket(4)] < 0.1).all()
         for _ in range(300):
             observe(times, 0, 1.0, 8)
-        assert (times.deviations()[:, times.bucket(4)] < 0.15).tolist() == [True, False]
+        assert (times.deviations()[:, times.bucket(4)] < 0.1).tolist() == [True, False]
 
     def test_a_night_without_requests_changes_nothing(self) -> None:
         times = LoopTimes(2, 4)
@@ -168,6 +168,18 @@ class TestLearning:
             loop.ratios = {1: 2.0, 4: draft_ratio, 8: draft_ratio}
             loop.run(requests, 2 * AR_CYCLES + 100)
             assert requests[0].choice == (Choice(4) if drafts else Choice(1))
+        # Nothing calls it back: what was calibrated is not what the loop is now.
+        for _ in range(30):
+            loop.run(requests, 100)
+            assert requests[0].choice == Choice(1)
+
+    def test_tries_out_what_was_calibrated_beside_other_work(self) -> None:
+        # By calibrated times blocks of 8 get 0.72 of the tokens in a second that no drafts get, in the loop 1.43 of them.
+        loop = Loop(device(5.0, 0.3))
+        loop.ratios[8] = 0.5
+        requests = planned(loop.policy, 1)
+        loop.run(requests, 1000)
+        assert requests[0].choice == Choice(8)
 
     def test_chooses_anew_where_an_answer_became_twice_as_long(self) -> None:
         policy = Policy(device(5.0, 0.02), [4, 8], 8, 16)
