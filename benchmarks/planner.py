@@ -62,20 +62,22 @@ WAVES = 6
 Request = tuple[list[int], GenerationOptions]
 
 
-def workloads(tokenizer: Tokenizer, count: int, max_new_tokens: int) -> dict[str, list[Request]]:
+def workloads(tokenizer: Tokenizer, count: int, max_new_tokens: int, equal_lengths: bool = False) -> dict[str, list[Request]]:
+    """So many requests of each; sampled answers have `max_new_tokens`, by half more or less unless lengths are equal."""
     problems = held_out_problems(40 * count, SEED)
     plain = GenerationOptions(max_new_tokens=max_new_tokens)
     warm = plain.changed(temperature=1.6, ignore_eos=True)
 
     # Sampled answers go on to their last token. Were they equally long, those that begin together would end together without
     # drafts, wave by wave, which spares rows of unequal length and prompts alone in a run; no other load is like that.
-    lengths = np.random.default_rng(SEED).integers(max_new_tokens // 2, max_new_tokens * 3 // 2, count, endpoint=True).tolist()
+    spread = 0 if equal_lengths else max_new_tokens // 2
+    lengths = np.random.default_rng(SEED).integers(-spread, spread, count, endpoint=True) + max_new_tokens
 
     def asked(place: int, is_easy: bool) -> Request:
         wanted = [problem for problem in problems if any(name in problem.category for name in EASY) == is_easy]
         problem = wanted[place % len(wanted)]
         chat = tokenizer.apply_chat_template([{"role": "user", "content": problem.prompt}])
-        return tokenizer.encode(chat), plain if is_easy else warm.changed(seed=place, max_new_tokens=lengths[place])
+        return tokenizer.encode(chat), plain if is_easy else warm.changed(seed=place, max_new_tokens=int(lengths[place]))
 
     easy, hard = ([asked(place, is_easy) for place in range(count)] for is_easy in (True, False))
     mixed = [request for pair in zip(easy, hard, strict=True) for request in pair][:count]
@@ -229,6 +231,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0, help="of every setting in the rounds that count, at least")
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--equal-lengths", action="store_true", help="of sampled answers, which then end in waves")
     parser.add_argument("--workloads", type=lambda text: text.split(","), default=["easy", "hard", "mixed", "changing"])
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
     parser.add_argument("--measurements", type=Path, help="CSV of step times of another device")
@@ -253,7 +256,9 @@ def run_workloads(session: OnnxRuntimeSession, tokenizer: Tokenizer, arguments: 
     modelled = ModelledSession(session, latency)
     runs, clock = (modelled, lambda: modelled.now_s) if arguments.modelled else (session, arguments.clock)
     counts = {level: max(arguments.num_prompts, WAVES * level) for level in arguments.levels}
-    by_level = {level: workloads(tokenizer, count, arguments.max_new_tokens) for level, count in counts.items()}
+    by_level = {
+        level: workloads(tokenizer, count, arguments.max_new_tokens, arguments.equal_lengths) for level, count in counts.items()
+    }
     for name in arguments.workloads:
         table = Table(f"{name}: speed over ar", *settings())
         for level in arguments.levels:
@@ -302,6 +307,7 @@ def main() -> None:
         "clock": "calibrated step times" if arguments.modelled else "CPU time" if arguments.cpu_time else "wall time",
         "outputs_equal": True,
         "num_prompts": arguments.num_prompts,
+        "equal_lengths": arguments.equal_lengths,
         "speed_over_ar": speeds.over_ar,
         "auto_seconds_over_ar_by_round": speeds.auto_seconds_over_ar,
         "decisions": speeds.decisions,

@@ -164,5 +164,4 @@ def _histories(step: Step, cache_capacity: int) -> np.ndarray:
 
 def powers(first: int, last: int) -> list[int]:
     """Powers of two from `first` on, and `last`."""
-    powers = [1 << exponent for exponent in range(last.bit_length()) if first <= 1 << exponent <= last]
-    return sorted({*powers, last})
+    return sorted({last, *(1 << exponent for exponent in range(last.bit_length()) if first <= 1 << exponent <= last)})

@@ -58,15 +58,19 @@ def measure_loop(
     ratios: dict[int, dict[int, list[float]]] = {}
     for rows in powers(1, session.limits.max_batch_size) * num_rounds:
         turns = LoopTurns(session, latency, rows, generator, clock)
-        engine = TriModeEngine(session, tokenizer, EngineOptions(max_active=rows, prefix_rows=0), clock, turns)
-        num_running = 0
-        while not turns.are_over:
-            for prompt, options in itertools.islice(requests, rows - num_running):
-                engine.submit(prompt, options, stream_text=False)
-            num_running = rows - sum(event.event.result is not None for event in engine.step())
+        _run(TriModeEngine(session, tokenizer, EngineOptions(max_active=rows, prefix_rows=0), clock, turns), turns, requests)
         for length, own in turns.ratios.items():
             ratios.setdefault(length, {}).setdefault(rows, []).extend(own)
     return {length: {rows: statistics.median(own) for rows, own in of_length.items()} for length, of_length in ratios.items()}
+
+
+def _run(engine: TriModeEngine, turns: LoopTurns, requests: Iterator[tuple[list[int], GenerationOptions]]) -> None:
+    """Let the engine, which belongs to `turns` alone, decode as many requests at a time as they have rows."""
+    num_running = 0
+    while not turns.are_over:
+        for prompt, options in itertools.islice(requests, turns.num_rows - num_running):
+            engine.submit(prompt, options, stream_text=False)
+        num_running = turns.num_rows - sum(event.event.result is not None for event in engine.step())
 
 
 def _requests(session: Session, tokenizer: Tokenizer) -> Iterator[tuple[list[int], GenerationOptions]]:
@@ -84,10 +88,11 @@ class LoopTurns(Policy):
     """Lets all requests of a loop decode in one way for some cycles, in one way after the other, and times the cycles.
 
     Attributes:
+        num_rows: requests whose cycles count.
         ratios: measured over predicted time of the cycles that count, by block length.
     """
 
-    __slots__ = ("_begin_s", "_due", "_left", "_loop_clock", "_num_rows", "_place", "_predicted_ms", "ratios")
+    __slots__ = ("_begin_s", "_due", "_left", "_loop_clock", "_place", "_predicted_ms", "num_rows", "ratios")
 
     def __init__(
         self,
@@ -101,7 +106,7 @@ class LoopTurns(Policy):
         longest = session.limits.block_length
         super().__init__(latency, block_lengths_of(session, latency), longest, session.limits.max_batch_size)
         self.ratios: dict[int, list[float]] = {}
-        self._num_rows, self._loop_clock = num_rows, clock
+        self.num_rows, self._loop_clock = num_rows, clock
         self._due: list[int] = generator.permutation(len(self._costs.candidates)).tolist()
         self._place = self._left = 0
         self._begin_s: float | None = None
@@ -122,10 +127,10 @@ class LoopTurns(Policy):
         for request in requests:
             request.choice = request.next_cycle = choice
         self._begin_s = None
-        if len(requests) == self._num_rows and self._left:
+        if len(requests) == self.num_rows and self._left:
             self._left -= 1
             if self._left < _CYCLES - _COLD_CYCLES:
-                self._predicted_ms = self._costs.calibrated_ms([(self._place, self._num_rows)], history)
+                self._predicted_ms = self._costs.calibrated_ms([(self._place, self.num_rows)], history)
                 self._begin_s = self._loop_clock()
 
     def end_cycle(self) -> None:

@@ -163,7 +163,7 @@ class Exploration:
         cost_ms = num_cycles * lost * cycle_ms + COLD_SHARE * (cycle_ms + cycle_ms[best])
         returns = HORIZON * np.maximum(cycle_ms, cycle_ms[best]) * gains / cost_ms
         is_open = times.untried(batch) & (1 - lost > WORTH_A_LOOK)
-        # After what promises more than it costs, the likeliest first.
+        # As if they promised up to twice what they cost, the likeliest most.
         returns[0, is_open] = np.maximum(returns[0], 2 - lost)[is_open]
         returns[:, best] = 0.0
         if best and self._turn >= self._next_ar:

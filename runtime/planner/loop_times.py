@@ -1,4 +1,4 @@
-"""How long the cycles of the loop take against their calibrated runs: what the host does, and caches that are warm or not."""
+"""How long the cycles of the loop take against what was calibrated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _Number = TypeVar("_Number", float, np.ndarray)
 # machine is slower and faster for milliseconds, seconds and minutes at a time, about as much for each, so that what lasts
 # longer tells no more.
 _CYCLE, _STRETCH = 0.1, 0.08
-# What is not known of a candidate before it ran, as calibration knows nothing of the host: how drafting does against decoding
-# without, and each candidate by itself; and how alike a candidate is with one number of rows and with another.
+# What is not known of a candidate before it ran, because two calibrations differ, and loads in the work of the host: how
+# drafting does against decoding without, and each candidate by itself; and how alike a candidate is with one number of rows and
+# with another.
 _DRAFTING, _CANDIDATE, _ALIKE = 0.08, 0.08, 0.5
 # By how much the pace changes in a millisecond, and however long nothing ran; and cycles after which a third is left of what
 # was known of a candidate.
