@@ -49,6 +49,7 @@ from nemodiff_trt.vocabulary import Mode, Role
 SEED = 7_000_011
 BLOCK_LENGTHS = (4, 8, 16, 32)
 EASY = ("copy", "count")
+WORKLOADS = ("easy", "hard", "mixed", "changing")
 # Cached tokens of a request, about those the step times were taken at.
 HISTORY = 750.0
 # Block lengths that users of the 8B model serve with, by requests at a time.
@@ -69,7 +70,7 @@ def workloads(tokenizer: Tokenizer, count: int, max_new_tokens: int, equal_lengt
     warm = plain.changed(temperature=1.6, ignore_eos=True)
 
     # Sampled answers go on to their last token. Were they equally long, those that begin together would end together without
-    # drafts, wave by wave, which spares rows of unequal length and prompts alone in a run; no other load is like that.
+    # drafts, wave by wave, which spares rows of unequal length and prompts alone in a run; only equal answers do.
     spread = 0 if equal_lengths else max_new_tokens // 2
     lengths = np.random.default_rng(SEED).integers(-spread, spread, count, endpoint=True) + max_new_tokens
 
@@ -232,12 +233,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--equal-lengths", action="store_true", help="of sampled answers, which then end in waves")
-    parser.add_argument("--workloads", type=lambda text: text.split(","), default=["easy", "hard", "mixed", "changing"])
+    parser.add_argument("--workloads", type=lambda text: text.split(","), default=WORKLOADS, help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--levels", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16])
     parser.add_argument("--measurements", type=Path, help="CSV of step times of another device")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time on one thread: for a machine that is busy otherwise")
     parser.add_argument("--modelled", action="store_true", help="count calibrated step times instead of measuring time")
     arguments = parser.parse_args()
+    if unknown := set(arguments.workloads) - set(WORKLOADS):
+        parser.error(f"--workloads: got {', '.join(sorted(unknown))}, allowed are {', '.join(WORKLOADS)}")
     if arguments.cpu_time:
         arguments.num_threads = 1
     if arguments.modelled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -25,8 +25,6 @@ class CalibrateArguments:
 
 def calibrate(arguments: CalibrateArguments) -> int:
     """Measure how long steps take here, and cycles in a loop, and write the result beside the bundle, for mode auto."""
-    from dataclasses import replace
-
     from nemodiff_trt.bundle import Bundle
     from nemodiff_trt.runtime.cli.output import write_json
     from nemodiff_trt.runtime.open_session import open_session

@@ -37,7 +37,7 @@ class LoopTimes:
     tried out between them tells of just that.
     """
 
-    __slots__ = ("_bucket", "_covariance", "_factors", "_has_cycles", "_is_tried", "_log", "_prior", "_shape")
+    __slots__ = ("_bucket", "_covariance", "_factors", "_is_tried", "_log", "_prior", "_shape")
 
     def __init__(self, num_candidates: int, max_batch: int) -> None:
         """Start with ratios of one, for batches of up to `max_batch` rows. All candidates but the first draft."""
@@ -54,7 +54,6 @@ class LoopTimes:
         self._prior = np.kron(alike, own)
         self._covariance = np.eye(1 + num_ratios)
         self._covariance[1:, 1:] = self._prior
-        self._has_cycles = False
         # By candidate and bucket, with one more bucket at either end.
         self._is_tried = np.zeros((num_candidates, num_buckets + 2), bool)
         # What `factors` gives, None where it is to be computed anew.
@@ -74,7 +73,7 @@ class LoopTimes:
         place = 1 + candidate * self._shape[1] + self._bucket[batch]
         self._forget(num_cycles, elapsed_ms)
         surprise = math.log(ratio) - float(log[0] + log[place])
-        if self._has_cycles:
+        if self.has_cycles:
             most = _LARGEST_SURPRISE * math.sqrt(self._variance(place) + _noise(1))
             if abs(surprise) > most:
                 surprise = math.copysign(most, surprise)
@@ -85,7 +84,7 @@ class LoopTimes:
         gain = with_time / variance
         log += surprise * gain
         covariance -= np.outer(gain, with_time)
-        self._has_cycles, self._factors = True, None
+        self._factors = None
         self._is_tried[candidate, 1 + self._bucket[batch]] = True
 
     def _variance(self, place: int) -> float:
@@ -115,7 +114,7 @@ class LoopTimes:
     @property
     def has_cycles(self) -> bool:
         """Whether any cycle was heard of."""
-        return self._has_cycles
+        return bool(self._is_tried.any())
 
     def untried(self, batch: int) -> np.ndarray:
         """Candidates of which no stretch was heard with about as many rows, half or twice as many; bool [C]."""
