@@ -2,11 +2,11 @@
 
 Traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts, and all
 requests at once, where the throughput is the capacity and not the rate at which requests come. Acceptance by category and the
-cost of the loop are measured on other requests first; rates follow from the capacity that the simulation predicts. Step times
-are taken during every trace, in pauses in which its clock stands still, because the speed of a shared machine changes from
-minute to minute. With `--measurements FILE` (step times of a B200, see benchmarks/planner.py) also: which block length
-would serve how many requests best. Prints tables; the last line is one JSON object, and the exit code is 1 when a target is
-missed.
+cost of the loop are measured on other requests first; rates follow from the capacity that the simulation predicts. A shared
+machine is at times half as slow again, for seconds, and those who wait then wait for long; so the engine's clock runs at the
+usual pace, which other steps tell in pauses in which it stands still. With `--measurements FILE` (step times of a B200, see
+benchmarks/planner.py) also: which block length would serve how many requests best. Prints tables; the last line is one JSON
+object, and the exit code is 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundles import build
+from machine_pace import MachinePace, PacedClock, PacedSession
 from measure import Target, hardware, versions
 from planner import PUBLISHED_PAIRS, read_measurements
 from rich.console import Console
@@ -34,7 +35,6 @@ from nemodiff_trt.full_size import full_size_config
 from nemodiff_trt.runtime.engine import EngineOptions, TriModeEngine
 from nemodiff_trt.runtime.options import GenerationOptions
 from nemodiff_trt.runtime.planner import LatencyModel
-from nemodiff_trt.runtime.planner.calibrate import StepTimer, measure_steps
 from nemodiff_trt.runtime.planner.roofline import predicted_latency
 from nemodiff_trt.runtime.session_onnxruntime import OnnxRuntimeSession
 from nemodiff_trt.runtime.simulator import (
@@ -58,10 +58,8 @@ BLOCK_LENGTH, MAX_BATCH_SIZE, MAX_SEQ_LEN, PREFILL_CHUNK = 16, 8, 512, 64
 UTILIZATION = 0.6
 # Prompts that a long one is made of.
 NUM_PARTS = 8
-# The engine runs for so long, then step times are taken. A step behind other work is slower, so not after every one.
-BUSY_S = 0.1
-# Seconds of taking step times for one of the engine.
-CALIBRATION_SHARE = 3.0
+# Rounds of step times before anything else, and seconds of them for one of the engine.
+CALIBRATION_ROUNDS, CALIBRATION_SHARE = 12, 2.0
 NO_REUSE = EngineOptions(prefix_rows=0, min_prefix=10**6)
 
 # B200: prompts and answers about as long as those the step times were taken at.
@@ -90,27 +88,25 @@ def prompts(tokenizer: Tokenizer, seed: int, count: int) -> Prompts:
 
 
 class Real:
-    """The engine, and requests with a text of their category, on a clock that runs while the engine does."""
+    """The engine, and requests with a text of their category, on a clock at the usual pace of the machine."""
 
-    def __init__(self, session: OnnxRuntimeSession, tokenizer: Tokenizer) -> None:
-        self._session, self._tokenizer = session, tokenizer
+    def __init__(self, session: OnnxRuntimeSession, tokenizer: Tokenizer, pace: MachinePace) -> None:
+        self._session, self._tokenizer, self._pace = session, tokenizer, pace
         self.stats: dict[str, Any] = {}
-        self._busy_s = 0.0
 
-    def run(
-        self, trace: Sequence[TraceRequest], texts: Sequence[list[int]], pause: Callable[[float], None] | None = None
-    ) -> list[Outcome]:
-        """Submit every request when it is due, and step. Every now and then the clock stands still and `pause` is called.
-
-        It is told the seconds that the engine was busy since it was called last.
-        """
-        engine = TriModeEngine(self._session, self._tokenizer, NO_REUSE)
+    def run(self, trace: Sequence[TraceRequest], texts: Sequence[list[int]]) -> list[Outcome]:
+        """Submit every request when it is due, and step."""
+        clock = PacedClock(self._pace)
+        engine = TriModeEngine(PacedSession(self._session, clock), self._tokenizer, NO_REUSE, clock)
         places: dict[int, int] = {}
         first: dict[int, float] = {}
         outcomes: dict[int, Outcome] = {}
-        now, sent = 0.0, 0
+        begin_s, sent = clock(), 0
         while sent < len(trace) or engine.has_work:
-            while sent < len(trace) and trace[sent].arrival_s <= now:
+            if not engine.has_work:
+                clock.advance_to(begin_s + trace[sent].arrival_s)
+            now_s = clock() - begin_s
+            while sent < len(trace) and trace[sent].arrival_s <= now_s:
                 request = trace[sent]
                 block = BLOCK_LENGTH if request.mode is Mode.SELF_SPECULATION else None
                 options = GenerationOptions(
@@ -118,52 +114,18 @@ class Real:
                 )
                 places[engine.submit(texts[sent], options, stream_text=False)] = sent
                 sent += 1
-            if not engine.has_work:
-                now = trace[sent].arrival_s
-                continue
-            begin = time.perf_counter()
             events = engine.step()
-            took = time.perf_counter() - begin
-            now += took
+            now_s = clock() - begin_s
             for reported in events:
                 place = places[reported.request]
                 if reported.event.token_ids:
-                    first.setdefault(place, now)
+                    first.setdefault(place, now_s)
                 if reported.event.result is not None:
                     new_tokens = len(reported.event.result.token_ids)
-                    outcomes[place] = Outcome(trace[place].arrival_s, first[place], now, new_tokens)
-            self._busy_s += took
-            if pause is not None and self._busy_s >= BUSY_S:
-                pause(self._busy_s)
-                self._busy_s = 0.0
+                    outcomes[place] = Outcome(trace[place].arrival_s, first[place], now_s, new_tokens)
+            clock.pause()
         self.stats = engine.stats()
         return [outcomes[place] for place in range(len(trace))]
-
-
-class Alongside:
-    """Takes step times while the engine pauses: `share` seconds of them for one of the engine's."""
-
-    def __init__(self, session: OnnxRuntimeSession, share: float) -> None:
-        self._timer, self._share = StepTimer(session), share
-        self._due: list[int] = []
-        self._ahead_s = 0.0
-
-    def __call__(self, busy_s: float) -> None:
-        self._ahead_s -= self._share * busy_s
-        while self._ahead_s < 0:
-            begin = time.perf_counter()
-            self._time_one()
-            self._ahead_s += time.perf_counter() - begin
-
-    def latency(self) -> LatencyModel:
-        """Of what was measured; a round that was begun is finished first, and one at least."""
-        while self._due or not self._timer.num_rounds:
-            self._time_one()
-        return LatencyModel.calibrate("this CPU", self._timer.step_times())
-
-    def _time_one(self) -> None:
-        self._due = self._due or self._timer.next_round()
-        self._timer.time(self._due.pop())
 
 
 def requests_at_once(texts: Sequence[list[int]], mode: Mode, category: str, output_tokens: int = 64) -> list[TraceRequest]:
@@ -303,24 +265,22 @@ def main() -> None:
         bundle = Bundle.open(Path(folder) / "b")
         session = OnnxRuntimeSession.open(bundle, arguments.num_threads)
         tokenizer = Tokenizer.from_dir(bundle.tokenizer_dir)
-        real = Real(session, tokenizer)
-        latency = LatencyModel.calibrate("this CPU", measure_steps(session))
+        pace = MachinePace(session, CALIBRATION_SHARE, CALIBRATION_ROUNDS)
+        real = Real(session, tokenizer, pace)
         own = prompts(tokenizer, CALIBRATION_SEED, 200)
         own |= joined(own, 16)
         calibrate_loop(real, {category: texts[:2] for category, texts in own.items()})
         acceptance, loop_cost = calibrate_loop(real, own)
         console.print(f"loop: {loop_cost.run_ms:.3f} ms a run, {loop_cost.row_ms:.3f} ms a request in it")
         deployment = Deployment(
-            latency=latency, limits=session.limits, acceptance=acceptance, block_length=BLOCK_LENGTH,
+            latency=pace.latency(), limits=session.limits, acceptance=acceptance, block_length=BLOCK_LENGTH,
             engine=NO_REUSE, loop_cost=loop_cost,
         )  # fmt: skip
         num_simulated, seconds = 0, 0.0
         for name, (trace, texts) in traces(prompts(tokenizer, TRACE_SEED, 400), deployment, arguments.num_requests).items():
-            alongside = Alongside(session, CALIBRATION_SHARE)
-            outcomes = real.run(trace, texts, alongside)
-            present = dataclasses.replace(deployment, latency=alongside.latency())
+            outcomes = real.run(trace, texts)
             begin = time.perf_counter()
-            simulated = simulate(trace, present)
+            simulated = simulate(trace, dataclasses.replace(deployment, latency=pace.latency()))
             seconds, num_simulated = seconds + time.perf_counter() - begin, num_simulated + len(trace)
             errors[name] = compare(name, summarize(outcomes), summarize(simulated), table)
     console.print(table)

@@ -98,9 +98,12 @@ class StepTimer:
         found: list[int] = self._generator.permutation(due).tolist()
         return found
 
-    def time(self, turn: int) -> None:
-        """Let a cycle have its turn."""
-        self._seconds[turn].append(self._run(*self._cycles[turn]))
+    def time(self, turn: int) -> list[StepTime]:
+        """Let a cycle have its turn; the mean time of its steps in it."""
+        cycle, steps = self._cycles[turn]
+        seconds = self._run(cycle, steps)
+        self._seconds[turn].append(seconds)
+        return [StepTime(step, float(own) * 1e3) for step, own in zip(steps, seconds.mean(axis=0), strict=True)]
 
     def step_times(self) -> list[StepTime]:
         """Of every step, which had a turn at least."""
