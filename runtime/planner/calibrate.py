@@ -41,6 +41,10 @@ _CYCLES = (_Cycle((Role.DECODE,), 9, 4), _Cycle((Role.DRAFT, Role.VERIFY), 3, 1)
 NUM_REPEATS = 8
 _FEWEST_TURNS, _MOST_TURNS = 0.25, 4.0
 
+# Turns in a row that have the pace of the machine in common: short against its slow phases, which last seconds.
+_PHASE_TURNS = 32
+_PACE_PASSES = 4
+
 
 def cycles_to_measure(session: Session) -> Iterator[tuple[_Cycle, tuple[Step, ...]]]:
     """Powers of two of rows and step tokens up to what was built, with short and long histories."""
@@ -73,9 +77,9 @@ class StepTimer:
     """Takes the times of all steps as a loop that runs them sees them.
 
     The order is random, and a turn runs a cycle a few times in a row, because a step runs faster after others like it. A quick
-    cycle takes more turns than a slow one. Whatever else the machine does makes single runs several times slower; so a step is
-    as long as its median runs, and what slow runs add in all is added to every step in proportion: they belong to what a loop
-    sees, and to no step.
+    cycle takes more turns than a slow one. Whatever else the machine does makes single runs several times slower, and all of
+    them half as slow again for seconds; so a step is as long as its median runs once the pace of its phase is divided out. What
+    slow runs and phases add in all is added to every step in proportion: they belong to what a loop sees, and to no step.
     """
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -86,8 +90,8 @@ class StepTimer:
         self.num_rounds = 0
         self._cycles = list(cycles_to_measure(session))
         self._shares = _shares([float(self._run(*cycle)[-1].sum()) for cycle in self._cycles])
-        # Of every cycle and turn, float64 [counted runs, steps].
-        self._seconds: list[list[np.ndarray]] = [[] for _ in self._cycles]
+        # Cycle of every turn and its times, float64 [counted runs, steps].
+        self._turns: list[tuple[int, np.ndarray]] = []
 
     def next_round(self) -> list[int]:
         """Turns of the next round, in a random order. Each cycle has one in the first, slow ones have none in every other."""
@@ -102,20 +106,18 @@ class StepTimer:
         """Let a cycle have its turn; the mean time of its steps in it."""
         cycle, steps = self._cycles[turn]
         seconds = self._run(cycle, steps)
-        self._seconds[turn].append(seconds)
+        self._turns.append((turn, seconds))
         return [StepTime(step, float(own) * 1e3) for step, own in zip(steps, seconds.mean(axis=0), strict=True)]
 
     def step_times(self) -> list[StepTime]:
         """Of every step, which had a turn at least."""
-        typical = [np.median(turns, axis=0).mean(axis=0) for turns in self._seconds]
-        measured_s = sum(float(np.sum(turns)) for turns in self._seconds)
-        added = measured_s / sum(
-            len(turns) * len(turns[0]) * float(own.sum()) for turns, own in zip(self._seconds, typical, strict=True)
-        )
+        typical = _typical(self._turns, len(self._cycles))
+        measured_s = sum(float(seconds.sum()) for _, seconds in self._turns)
+        added = measured_s / sum(float(typical[cycle].sum()) for cycle, _ in self._turns)
         return [
             StepTime(step, float(seconds) * added * 1e3)
             for (_, steps), own in zip(self._cycles, typical, strict=True)
-            for step, seconds in zip(steps, own, strict=True)
+            for step, seconds in zip(steps, own.mean(axis=0), strict=True)
         ]
 
     def _run(self, cycle: _Cycle, steps: Sequence[Step]) -> np.ndarray:
@@ -132,6 +134,24 @@ class StepTimer:
                 times.append(self._clock())
         found: np.ndarray = np.diff(times).reshape(cycle.num_runs, len(steps))[cycle.num_cold :]
         return found
+
+
+def _typical(turns: Sequence[tuple[int, np.ndarray]], num_cycles: int) -> list[np.ndarray]:
+    """Median times of every cycle, float64 [counted runs, steps], once the pace of each phase is divided out.
+
+    In turns: times of cycles given the pace, pace given the times of cycles.
+    """
+    phases = np.minimum(np.arange(len(turns)) // _PHASE_TURNS, max(len(turns) // _PHASE_TURNS - 1, 0))
+    pace = np.ones(phases[-1] + 1)
+    typical: list[np.ndarray] = []
+    for _ in range(_PACE_PASSES):
+        by_cycle: list[list[np.ndarray]] = [[] for _ in range(num_cycles)]
+        for phase, (cycle, seconds) in zip(phases, turns, strict=True):
+            by_cycle[cycle].append(seconds / pace[phase])
+        typical = [np.median(own, axis=0) for own in by_cycle]
+        ratios = np.array([seconds.sum() / typical[cycle].sum() for cycle, seconds in turns])
+        pace = np.array([np.median(ratios[phases == phase]) for phase in range(len(pace))])
+    return typical
 
 
 def _shares(seconds: Sequence[float]) -> list[float]:
