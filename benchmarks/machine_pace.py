@@ -28,9 +28,9 @@ _KEPT = 0.3
 class MachinePace:
     """Times steps in pauses, `share` seconds of them for one between; never the steps of what runs between."""
 
-    def __init__(self, session: Session, share: float, num_rounds: int) -> None:
-        """Time every step for `num_rounds` rounds first, from which follows what is usual."""
-        self._timer, self._share = StepTimer(session), share
+    def __init__(self, session: Session, share: float, num_rounds: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Time every step for `num_rounds` rounds first, from which follows what is usual. `clock` is in seconds."""
+        self._timer, self._share, self._clock = StepTimer(session, clock), share, clock
         self._due: list[int] = []
         self._ahead_s = 0.0
         self._usual: dict[Step, list[float]] = {}
@@ -53,9 +53,9 @@ class MachinePace:
                 of_late[role] *= _KEPT
         self._ahead_s -= self._share * busy_s
         while self._ahead_s < 0:
-            begin = time.perf_counter()
+            begin = self._clock()
             self._time_one()
-            self._ahead_s += time.perf_counter() - begin
+            self._ahead_s += self._clock() - begin
 
     def latency(self) -> LatencyModel:
         """Of steps at the usual pace: the median of all that was timed so far."""

@@ -3,7 +3,7 @@
 Traces: steady (Poisson, half ar and half self_speculation), bursty (many requests at once, then none), long prompts, and all
 requests at once, where the throughput is the capacity and not the rate at which requests come. Acceptance by category and the
 cost of the loop are measured on other requests first; rates follow from the capacity that the simulation predicts. A shared
-machine is at times half as slow again, for seconds, and those who wait then wait for long; so the engine's clock runs at the
+machine takes half as long again at times, for seconds, and whoever waits then waits for long; so the engine's clock runs at the
 usual pace, which other steps tell in pauses in which it stands still. With `--measurements FILE` (step times of a B200, see
 benchmarks/planner.py) also: which block length would serve how many requests best. Prints tables; the last line is one JSON
 object, and the exit code is 1 when a target is missed.

@@ -77,8 +77,8 @@ class StepTimer:
     """Takes the times of all steps as a loop that runs them sees them.
 
     The order is random, and a turn runs a cycle a few times in a row, because a step runs faster after others like it. A quick
-    cycle takes more turns than a slow one. Whatever else the machine does makes single runs several times slower, and all of
-    them half as slow again for seconds; so a step is as long as its median runs once the pace of its phase is divided out. What
+    cycle takes more turns than a slow one. Whatever else the machine does makes single runs several times slower, and for
+    seconds all of them by a half; so a step is as long as its median runs once the pace of its phase is divided out. What
     slow runs and phases add in all is added to every step in proportion: they belong to what a loop sees, and to no step.
     """
 
