@@ -52,6 +52,8 @@ COLD_DECODE, COLD_BLOCK = 0.2, 0.05
 # from 5 milliseconds to 10 seconds); one cycle in a hundred is interrupted for so long.
 PHASES = ((0.06, 6.0), (0.06, 30.0), (0.055, 200.0), (0.06, 1500.0), (0.09, 10_000.0))
 SINGLE, INTERRUPTED, INTERRUPTION_MS = 0.065, 0.01, 3.0
+# By which block lengths differ from each other, of what `ar` differs from them.
+OWN = 0.35
 # Rounds of auto that do not count, and those that do by requests at a time: about as many as `planner.py` takes.
 LEARNING, COUNTED = 2, {1: 6, 2: 6, 4: 5, 8: 4, 16: 3}
 _PATH_MS = 120_000
@@ -61,13 +63,16 @@ class Machine:
     """A clock that advances with every run: `cost_ms` undisturbed, `now_s` as it is seen."""
 
     def __init__(self, latency: LatencyModel, spread: float, seed: int) -> None:
-        """Draw a machine around `latency`, on which block lengths take `spread` more or less (of the logarithm)."""
+        """Draw a machine around `latency`, on which `ar` takes `spread` more or less (of the logarithm) against blocks.
+
+        These have most of what calibration misses in common, because it is work of the host and long histories.
+        """
         self.cost_ms = self.now_s = 0.0
         self._latency = latency
         self._generator = np.random.default_rng(seed)
         buckets = 1 + max(COUNTED).bit_length()
-        factors = self._generator.normal(0, spread, (1 + len(BLOCK_LENGTHS), 1))
-        factors = np.exp(factors + self._generator.normal(0, spread / 2, (1 + len(BLOCK_LENGTHS), buckets)))
+        spreads = spread * np.array([1, *(OWN for _ in BLOCK_LENGTHS)])[:, None]
+        factors = np.exp(self._generator.normal(0, spreads) + self._generator.normal(0, spreads / 2, (len(spreads), buckets)))
         self._factors = dict(zip((1, *BLOCK_LENGTHS), factors.tolist(), strict=True))
         self._pace = _pace(self._generator)
         self._place = int(self._generator.integers(_PATH_MS))

@@ -24,11 +24,12 @@ from nemodiff_trt.runtime.session import Session
 from nemodiff_trt.vocabulary import Objective, Role
 
 # Cycles a choice stands for: where something drafts, and where it does and the choice was as the one before; where nothing
-# drafts and as many requests came or went as there are; and where nothing is new but step times.
+# drafts and as many requests came or went as there are; and where nothing is new but step times. They end at multiples of so
+# many; where nothing is new, exploring starts at others. Between, requests go on as they do: choosing takes time as well.
 DRAFTING_CYCLES, CONFIRMED_CYCLES, ARRIVAL_CYCLES, QUIET_CYCLES = 8, 16, 8, 128
-# All of these are counted at multiples of so many cycles, where nothing is new at multiples of those at which exploring starts.
-# Between two of them requests go on as they do, because choosing takes time as well.
-BEAT_CYCLES = 8
+# Where more requests than these draft, a choice stands half as long: more come and go in a cycle, which also teaches more of
+# acceptance and is long against the time that choosing takes.
+FEW_REQUESTS = 4
 # Histories grow while a choice stands: it is made for those that come after this share of what answers have left.
 AHEAD = 0.25
 
@@ -148,7 +149,10 @@ class Policy:
 
     def goes_on(self, requests: Sequence[PlannedRequest]) -> bool:
         """Let the next cycle of every request be as the last one was; False if `decide` has to be asked instead."""
-        beat = BEAT_CYCLES if self._is_drafting or self._has_changed else TURN_CYCLES
+        if self._is_drafting:
+            beat = _standing(DRAFTING_CYCLES, requests)
+        else:
+            beat = ARRIVAL_CYCLES if self._has_changed else TURN_CYCLES
         if requests is not self._requests or not self._is_settled or self._cycles % beat == beat - 1:
             return False
         if self._has_grown(requests):
@@ -240,7 +244,7 @@ class Policy:
             return True
         num_departures = self._num_chosen + self._num_arrivals - len(requests)
         self._has_changed = self._num_arrivals + num_departures >= len(requests)
-        drafting_cycles = CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES
+        drafting_cycles = _standing(CONFIRMED_CYCLES if self._is_confirmed else DRAFTING_CYCLES, requests)
         cycles = drafting_cycles if self._is_drafting else ARRIVAL_CYCLES if self._has_changed else QUIET_CYCLES
         return self._cycles % cycles == 0
 
@@ -320,6 +324,11 @@ def block_lengths_of(session: Session, latency: LatencyModel) -> list[int]:
     longest = session.limits.block_length
     drafts = {Role.DRAFT, Role.VERIFY} <= session.roles & latency.roles.keys()
     return [1 << power for power in range(2, longest.bit_length()) if 1 << power <= longest] if drafts else []
+
+
+def _standing(cycles: int, requests: Sequence[PlannedRequest]) -> int:
+    """How many of these a choice stands for where such requests draft."""
+    return cycles if len(requests) <= FEW_REQUESTS else cycles // 2
 
 
 def _add(decisions: dict[int, int], num_requests: Mapping[int, int], num_cycles: int = 1) -> None:
