@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from nemodiff_trt.config import ModelConfig
-from nemodiff_trt.contract import Limits
 from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.planner import LatencyModel, Step, StepTime
 from nemodiff_trt.runtime.planner.calibrate import StepTimer
@@ -110,24 +108,8 @@ class PacedSession:
     def __init__(self, session: Session, clock: PacedClock) -> None:
         self._session, self._clock = session, clock
 
-    @property
-    def model(self) -> ModelConfig:
-        return self._session.model
-
-    @property
-    def limits(self) -> Limits:
-        return self._session.limits
-
-    @property
-    def roles(self) -> frozenset[Role]:
-        return self._session.roles
-
-    @property
-    def has_logits(self) -> bool:
-        return self._session.has_logits
-
-    def create_cache(self, batch_size: int, spare_rows: int = 0) -> KVCache[Any]:
-        return self._session.create_cache(batch_size, spare_rows)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
     def run(
         self,

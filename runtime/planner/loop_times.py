@@ -15,7 +15,8 @@ _Number = TypeVar("_Number", float, np.ndarray)
 _CYCLE, _STRETCH = 0.1, 0.08
 # What is not known of a candidate before it ran, because two calibrations differ, and loads in the work of the host: how
 # drafting does against decoding without, and each candidate by itself; and how alike a candidate is with one number of rows and
-# with another. What twelve loops learned (0.08 in common beside one far off, 0.03), and somewhat more: not all is learned.
+# with another. More than what twelve loops learned, 0.08 (and once 0.33) in common and 0.03 of its own: with 0.05 in place of
+# 0.06 a block length that was calibrated twice as slow as it is, alone, is tried once and never again.
 _DRAFTING, _CANDIDATE, _ALIKE = 0.1, 0.06, 0.5
 # By how much the pace changes in a millisecond, and however long nothing ran; and cycles after which a third is left of what
 # was known of a candidate.
