@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nemodiff_trt.runtime.kv_cache import KVCache
 from nemodiff_trt.runtime.planner import LatencyModel, Step, StepTime
 from nemodiff_trt.runtime.planner.calibrate import StepTimer
 from nemodiff_trt.runtime.session import Session, StepOutput
-from nemodiff_trt.runtime.step_layout import StepLayout
 from nemodiff_trt.vocabulary import Role
 
 # What is timed runs for so long between two pauses. A step behind other work is slower, so they do not follow every one.
@@ -111,16 +109,9 @@ class PacedSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run(
-        self,
-        role: Role,
-        input_ids: np.ndarray,
-        cache: KVCache[Any],
-        last_index: np.ndarray | None = None,
-        layout: StepLayout | None = None,
-    ) -> StepOutput:
+    def run(self, role: Role, input_ids: np.ndarray, cache: Any, *arguments: Any) -> StepOutput:
         """Arguments and output as of `Session.run`."""
         self._clock.is_running(role)
-        output = self._session.run(role, input_ids, cache, last_index, layout)
+        output = self._session.run(role, input_ids, cache, *arguments)
         self._clock.is_running(None)
         return output
